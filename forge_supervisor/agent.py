@@ -1,0 +1,350 @@
+"""One agent's life: a state machine with systemd's unit states and restart rules.
+
+It is told what happened (`launched`, `launch_failed`, `died`, `exited`), asked
+for what the operator wants (`start`, `stop`, `restart`, `reset_failed`), and
+acts through a `Runner`. It does no I/O and reads time only from its `Clock`.
+
+                 +---------------- start -----------------+
+                 v                                        |
+    inactive -> starting -> running -> stopping -> inactive | failed
+                 ^  |                     |
+                 |  +-- launch failed -+  |
+                 |                     v  v
+                 +--- timer ----- auto-restart -- start limit hit -> failed
+"""
+
+from __future__ import annotations
+
+import uuid
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from forge_supervisor import events
+from forge_supervisor.policy import Exit, RateLimit, Result, restart_delay, result_of, should_restart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from forge_supervisor.config import Agent, Problem
+
+
+class State(StrEnum):
+    INACTIVE = "inactive"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    """Being brought down: by request, or its main process has died and its leftovers are being cleared."""
+    AUTO_RESTART = "auto-restart"
+    FAILED = "failed"
+
+
+_TRANSITIONS: dict[State, frozenset[State]] = {
+    State.INACTIVE: frozenset({State.STARTING, State.FAILED}),
+    State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.AUTO_RESTART, State.FAILED}),
+    State.RUNNING: frozenset({State.STOPPING}),
+    State.STOPPING: frozenset({State.INACTIVE, State.AUTO_RESTART, State.FAILED}),
+    State.AUTO_RESTART: frozenset({State.STARTING, State.INACTIVE, State.FAILED}),
+    State.FAILED: frozenset({State.STARTING, State.INACTIVE, State.FAILED}),
+}
+
+AT_REST = frozenset({State.INACTIVE, State.FAILED})
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """An asyncio event loop is one."""
+
+    def time(self) -> float:
+        """Tell the seconds since some fixed moment; never steps back."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
+
+
+class Runner(Protocol):
+    """Runs one agent's sessions, one at a time, and tells its `Lifecycle` what becomes of them."""
+
+    def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
+        """Begin a start, which ends, in bounded time, in exactly one of `launched` and `launch_failed`.
+
+        After `launched` follow exactly one `died` and then exactly one `exited`.
+        """
+        ...
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the main process, if it lives."""
+        ...
+
+    def kill(self) -> None:
+        """Send SIGKILL to the main process, if it lives; `exited` then follows in bounded time."""
+        ...
+
+
+def key_path(agent: str, key: str) -> str:
+    """Complete a problem's key, which is one of the agent's, one of its harness's, or none."""
+    return key if not key or key.startswith("harnesses.") else f"agents.{agent}.{key}"
+
+
+class Lifecycle:
+    def __init__(
+        self,
+        agent: Agent,
+        runner: Runner,
+        *,
+        clock: Clock,
+        emit: Callable[[events.Event], None],
+        stop_exit_status: frozenset[int] = frozenset(),
+    ) -> None:
+        self.agent = agent
+        self.state = State.INACTIVE
+        self.result = Result.SUCCESS
+        self.exit: Exit | None = None
+        """How the last session ended; None before that, and where it could not be started."""
+        self.start_limit_hit = False
+        self.n_restarts = 0
+        """Automatic restarts since the last start by hand, counted when they come due."""
+        self.pid: int | None = None
+        self.invocation = ""
+        self.stop_exit_status = stop_exit_status
+        self.changed: Callable[[], None] = lambda: None
+        """Called after every change of state."""
+        self._runner = runner
+        self._clock = clock
+        self._emit = emit
+        self._limit = RateLimit(agent.restart.limit_interval_sec, agent.restart.limit_burst)
+        self._timer: Timer | None = None
+        self._started_at = 0.0
+        self._died_at = 0.0
+        self._launching = False
+        self._alive = False
+        self._stop_requested = False
+        self._stop_timed_out = False
+        self._start_again = False
+
+    # What the operator asks for.
+
+    def start(self) -> None:
+        """Start by hand. Ends in `failed` where the start limit has been hit."""
+        match self.state:
+            case State.STARTING | State.RUNNING:
+                return
+            case State.STOPPING:
+                # As with systemctl: the start waits for the stop to end. A death that nobody asked for is
+                # still to be judged by the restart policy, and an answer of 'no' is overruled.
+                self._start_again = True
+                return
+            case _:
+                self._cancel_timer()
+                self.n_restarts = 0
+                self._start()
+
+    def stop(self) -> None:
+        """Stop and keep stopped: no restart undoes it."""
+        self._start_again = False
+        match self.state:
+            case State.INACTIVE | State.FAILED:
+                return
+            case State.AUTO_RESTART:
+                self._cancel_timer()
+                self._enter(State.INACTIVE)
+                self._emit_stopped()
+            case State.STARTING:
+                # The launch takes a bounded time, and only its end tells whether there is something to stop.
+                self._stop_requested = True
+                self._enter(State.STOPPING)
+            case State.RUNNING:
+                self._stop_requested = True
+                self._enter(State.STOPPING)
+                self._terminate()
+            case State.STOPPING:
+                self._stop_requested = True
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def reset_failed(self) -> None:
+        self._limit.reset()
+        self.n_restarts = 0
+        self.start_limit_hit = False
+        if self.state in AT_REST:
+            self.result = Result.SUCCESS
+        if self.state is State.FAILED:
+            self._enter(State.INACTIVE)
+
+    def kill(self) -> None:
+        """Wait no longer for a stop that is under way."""
+        if self.state is State.STOPPING and self._alive:
+            self._cancel_timer()
+            self._stop_timeout()
+
+    def reconfigure(self, agent: Agent, stop_exit_status: frozenset[int]) -> None:
+        """Take a new configuration: the restart and stop rules from now on, the rest from the next start."""
+        self.agent = agent
+        self.stop_exit_status = stop_exit_status
+        self._limit.interval, self._limit.burst = agent.restart.limit_interval_sec, agent.restart.limit_burst
+
+    # What the runner tells.
+
+    def launched(self, pid: int) -> None:
+        assert self._launching, "launched without a launch"
+        self._launching = False
+        self._alive = True
+        self.pid = pid
+        self._started_at = self._clock.time()
+        if self.state is State.STARTING:
+            self._enter(State.RUNNING)
+        self._emit(
+            events.AgentStarted(
+                agent=self.agent.name,
+                run_as=self.agent.run_as,
+                pid=pid,
+                invocation=self.invocation,
+                n_restarts=self.n_restarts,
+            )
+        )
+        if self._stop_requested:
+            self._terminate()
+
+    def launch_failed(self, problem: Problem) -> None:
+        assert self._launching, "a failed launch without a launch"
+        self._launching = False
+        self.result, self.exit = Result.RESOURCES, None
+        state, what_next = self._verdict()
+        self._emit(
+            events.AgentStartFailed(
+                agent=self.agent.name,
+                run_as=self.agent.run_as,
+                key=key_path(self.agent.name, problem.key),
+                problem=problem.text,
+                n_restarts=self.n_restarts,
+                next=what_next,
+            )
+        )
+        self._settle(state)
+
+    def died(self) -> None:
+        """Take note that the main process is gone; how, and that nothing is left of it, `exited` will tell."""
+        self._alive = False
+        self._died_at = self._clock.time()
+        self._cancel_timer()
+        if self.state is State.RUNNING:
+            self._enter(State.STOPPING)
+
+    def exited(self, exit_: Exit, screen: Sequence[str] = ()) -> None:
+        assert self.state is State.STOPPING, f"an exit while {self.state}"
+        self.exit = exit_
+        also = self.stop_exit_status if self._stop_requested else frozenset()
+        self.result = Result.TIMEOUT if self._stop_timed_out else result_of(exit_, self.agent.restart, also=also)
+        state, what_next = self._verdict()
+        self._emit(
+            events.AgentExited(
+                agent=self.agent.name,
+                run_as=self.agent.run_as,
+                pid=self.pid or 0,
+                invocation=self.invocation,
+                exit_code=exit_.code,
+                signal=exit_.signal,
+                uptime_sec=round(self._died_at - self._started_at, 3),
+                result=self.result,
+                n_restarts=self.n_restarts,
+                next=what_next,
+                screen="\n".join(screen),
+            )
+        )
+        self.pid = None
+        self._settle(state)
+
+    # How it goes on.
+
+    def _verdict(self) -> tuple[State, str]:
+        """Say which state follows the end of a session, and the same for people."""
+        if self._stop_requested:
+            ended = State.INACTIVE if self.result is Result.SUCCESS else State.FAILED
+            return ended, "starting again as requested" if self._start_again else "stopped as requested"
+        restart = self.agent.restart
+        if should_restart(restart, self.result, self.exit, stop_requested=False):
+            return State.AUTO_RESTART, f"restarting in {restart_delay(restart, self.n_restarts):g} s"
+        ended = State.INACTIVE if self.result is Result.SUCCESS else State.FAILED
+        return ended, f"not restarted (restart policy {restart.policy})"
+
+    def _settle(self, state: State) -> None:
+        self._enter(state)
+        if state is State.AUTO_RESTART and not self._start_again:
+            delay = restart_delay(self.agent.restart, self.n_restarts)
+            self._emit(
+                events.AgentRestarting(
+                    agent=self.agent.name, run_as=self.agent.run_as, delay_sec=delay, n_restarts=self.n_restarts
+                )
+            )
+            self._timer = self._clock.call_later(delay, self._restart_due)
+        elif state is State.INACTIVE:
+            self._emit_stopped()
+        elif state is State.FAILED:
+            self._emit_failed()
+        if self._start_again:
+            self.start()
+
+    def _restart_due(self) -> None:
+        self._timer = None
+        self.n_restarts += 1
+        self._start()
+
+    def _start(self) -> None:
+        if not self._limit.allow(self._clock.time()):
+            # systemd keeps the result of the last failure; the flag tells the rest.
+            self.start_limit_hit = True
+            self._enter(State.FAILED)
+            self._emit_failed()
+            return
+        self.start_limit_hit = False
+        self.result = Result.SUCCESS
+        self._start_again = self._stop_requested = self._stop_timed_out = False
+        self.invocation = uuid.uuid4().hex
+        self._launching = True
+        self._enter(State.STARTING)
+        self._runner.launch(self.agent, self.invocation, self)
+
+    def _terminate(self) -> None:
+        self._runner.terminate()
+        if self.agent.stop_timeout_sec != float("inf"):
+            self._timer = self._clock.call_later(self.agent.stop_timeout_sec, self._stop_timeout)
+
+    def _stop_timeout(self) -> None:
+        self._timer = None
+        self._stop_timed_out = True
+        self._runner.kill()
+
+    def _emit_stopped(self) -> None:
+        self._emit(
+            events.AgentStopped(
+                agent=self.agent.name, run_as=self.agent.run_as, result=self.result, n_restarts=self.n_restarts
+            )
+        )
+
+    def _emit_failed(self) -> None:
+        restart = self.agent.restart
+        self._emit(
+            events.AgentFailed(
+                agent=self.agent.name,
+                run_as=self.agent.run_as,
+                result=self.result,
+                start_limit_hit=self.start_limit_hit,
+                n_restarts=self.n_restarts,
+                limit_burst=restart.limit_burst,
+                limit_interval_sec=restart.limit_interval_sec,
+            )
+        )
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _enter(self, state: State) -> None:
+        assert state in _TRANSITIONS[self.state], f"{self.agent.name}: no way from {self.state} to {state}"
+        self.state = state
+        self.changed()

@@ -1,0 +1,236 @@
+"""The process: arguments, signals, systemd's notifications, and the wiring of everything else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import sdnotify
+
+from forge_supervisor import __version__, config, events, harness, journal, units
+from forge_supervisor.check import check
+from forge_supervisor.handshake import Handshake
+from forge_supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from forge_supervisor.config import Config
+
+EX_CONFIG = 78
+"""sysexits.h; the unit lists it in RestartPreventExitStatus=."""
+EX_TEMPFAIL = 75
+# Beyond all stop timeouts: a launch under way, SIGKILL, clearing leftovers, the tmux servers.
+STOP_MARGIN_SEC = 150
+ONE_DAY_SEC = 86_400
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code."""
+    options = _parse(arguments)
+    if options.schema:
+        print(json.dumps(config.schema(), indent=2))
+        return 0
+    journal.configure(options.log_format)
+    try:
+        loaded = load(options.config)
+    except config.ConfigError as error:
+        # For people, one line a problem; the journal gets the same by stderr.
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    if options.check:
+        return asyncio.run(check(loaded))
+    try:
+        with _only_one(runtime_directory()) as directory:
+            return asyncio.run(Daemon(loaded, options.config, directory).run())
+    except (_UnusableRuntimeError, units.PlacementError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EX_TEMPFAIL
+
+
+def load(path: Path) -> Config:
+    return config.load(path, check=harness.check_agent)
+
+
+def default_config() -> Path:
+    if os.geteuid() == 0:
+        return Path("/etc/forge-supervisor/config.toml")
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "forge-supervisor/config.toml"
+
+
+def runtime_directory() -> Path:
+    """Tell where sockets are: what the unit says, or else the place that it would say."""
+    given = os.environ.get("RUNTIME_DIRECTORY")
+    if given:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/run/forge-supervisor")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/forge-supervisor-{os.geteuid()}") / "forge-supervisor"  # noqa: S108 - made by us alone, see _only_one
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("forge-supervisor", description="Supervise coding agents in tmux sessions.")
+    parser.add_argument(
+        "--config", type=Path, default=default_config(), metavar="FILE", help="configuration (default: %(default)s)"
+    )
+    parser.add_argument("--check", action="store_true", help="validate, print what would run, and exit")
+    parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, and exit")
+    parser.add_argument(
+        "--log-format",
+        choices=get_args(journal.LogFormat),
+        default="auto",
+        help="auto: journal fields where stderr is the journal, otherwise lines for people",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(arguments)
+
+
+class _UnusableRuntimeError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[Path]:
+    """Hold the runtime directory against a second supervisor. Raises _UnusableRuntimeError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Agents' users connect to the socket in it, and only its owner may put another in its place.
+        status = directory.lstat()
+        if status.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
+            raise _UnusableRuntimeError(f"{directory} is not a directory of this user (remove it)")
+        directory.chmod(0o755)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _UnusableRuntimeError(f"the runtime directory {directory} cannot be used: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield directory
+    except BlockingIOError:
+        raise _UnusableRuntimeError(f"another forge-supervisor is running (it holds {directory}/lock)") from None
+    finally:
+        os.close(lock)
+
+
+class Daemon:
+    """One run of the supervisor, until it is told to stop."""
+
+    def __init__(self, loaded: Config, path: Path, runtime: Path) -> None:
+        self._config = loaded
+        self._path = path
+        self._handshake = Handshake(runtime / "launch.sock")
+        self._notifier = sdnotify.SystemdNotifier()
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._stop_reason = ""
+        self._status = ""
+        self._supervisor: Supervisor | None = None
+
+    async def run(self) -> int:
+        """Run until a signal ends it. Raises OSError or PlacementError if it cannot begin."""
+        self._handle_signals()
+        _warn_of(self._config)
+        placement = units.detect()
+        await self._handshake.open()
+        self._supervisor = supervisor = Supervisor(
+            self._config,
+            placement=placement,
+            handshake=self._handshake,
+            emit=journal.log,
+            changed=self._tell_status,
+        )
+        watchdog = asyncio.create_task(self._feed_watchdog())
+        serving = asyncio.create_task(self._serve(supervisor))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        self._notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={self._longest_stop() * 1_000_000}")
+        journal.log(events.SupervisorStopping(reason=self._stop_reason or "a fault"))
+        serving.cancel()
+        stopping.cancel()
+        outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
+        await supervisor.stop()
+        await self._handshake.close()
+        await placement.close()
+        watchdog.cancel()
+        journal.log(events.SupervisorStopped())
+        if not isinstance(outcome, asyncio.CancelledError):
+            assert outcome is not None, "it serves for ever"
+            raise outcome
+        return 0
+
+    async def _serve(self, supervisor: Supervisor) -> None:
+        await supervisor.start()
+        self._notify("READY=1")
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            await self._do_reload(supervisor)
+
+    async def _do_reload(self, supervisor: Supervisor) -> None:
+        # sd_notify(3): the time tells systemd that READY=1 answers this reload and no earlier one.
+        self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            loaded = load(self._path)
+        except config.ConfigError as error:
+            journal.log(events.SupervisorReloadFailed(problem=str(error)))
+        else:
+            _warn_of(loaded)
+            await supervisor.reload(loaded)
+            self._config = loaded
+        self._notify("READY=1")
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+
+    def _asked_to_stop(self, number: signal.Signals) -> None:
+        if self._stop.is_set() and self._supervisor is not None:
+            self._supervisor.hurry()
+        self._stop_reason = number.name
+        self._stop.set()
+
+    def _tell_status(self) -> None:
+        if self._supervisor is None:
+            return
+        status = self._supervisor.status()
+        if status != self._status:
+            self._status = status
+            self._notify(f"STATUS={status}")
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop still turns, twice in the time that it allows (sd_watchdog_enabled(3))."""
+        allowed = int(os.environ.get("WATCHDOG_USEC", "0"))
+        while allowed:
+            self._notify("WATCHDOG=1")
+            await asyncio.sleep(allowed / 2 / 1_000_000)
+
+    def _notify(self, *lines: str) -> None:
+        self._notifier.notify("\n".join(lines))
+
+    def _longest_stop(self) -> int:
+        timeouts = [agent.stop_timeout_sec for agent in self._config.agents.values()]
+        return int(min(max(timeouts, default=0), ONE_DAY_SEC)) + STOP_MARGIN_SEC
+
+
+def _warn_of(loaded: Config) -> None:
+    for problem in loaded.warnings:
+        journal.log(events.ConfigWarning(file=problem.file, key=problem.key, problem=problem.text))
+
+
+if __name__ == "__main__":
+    main()

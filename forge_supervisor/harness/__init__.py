@@ -1,0 +1,173 @@
+"""The seam between the core and the programs that agents run in.
+
+A harness is a class without arguments, registered under its name in the entry
+point group ``forge_supervisor.harnesses``. The core never names one.
+
+`Harness.check` runs in the supervisor and must be pure. `Harness.plan`,
+`Harness.preflight` and `Harness.version` run in the worker, as the agent's
+Linux user: they may look at that user's files and write nothing. What a plan
+wants on disk is data (`File`, `JsonSeed`) and is written by workspace.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from forge_supervisor.config import Problem as Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from forge_supervisor.config import Agent, HarnessSettings
+
+ENTRY_POINT_GROUP = "forge_supervisor.harnesses"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where one agent's things are; all absolute, none necessarily there yet."""
+
+    home: Path
+    state: Path
+    """The agent's own directory, ``$XDG_STATE_HOME/forge/agents/<name>``."""
+    launch: Path
+    """Files for the harness that the agent is not meant to edit: ``$XDG_STATE_HOME/forge/launch/<name>``."""
+    search: tuple[str, ...]
+    """The agent's PATH, one directory an item."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file that is written anew at every start, atomically, mode 0600."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSeed:
+    """Values that must stand in a JSON file which other programs rewrite too.
+
+    Tables are merged key by key, lists gain the items they lack, anything else
+    is replaced; all other content stays. `lock` is the directory whose
+    existence is the lock among those who write the file.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    lock: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """How one agent is run.
+
+    `argv[0]` is an absolute path. `env` is what the harness adds to the
+    agent's environment (the agent's own `env` wins over it).
+    """
+
+    argv: tuple[str, ...]
+    cwd: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[File, ...] = ()
+    seeds: tuple[JsonSeed, ...] = ()
+
+
+class Harness(Protocol):
+    honours: frozenset[str]
+    """The agent keys, beside those that the core itself acts on, that have a meaning here."""
+    requires: frozenset[str]
+    """Agent keys that must be given."""
+    stop_exit_status: frozenset[int]
+    """Exit codes that are clean while a requested stop is under way (and only then)."""
+
+    def check(self, agent: Agent) -> Iterable[Problem]:
+        """Tell what is wrong with the agent's values, without looking at the machine."""
+        ...
+
+    def plan(self, agent: Agent, settings: HarnessSettings, paths: Paths) -> LaunchPlan:
+        """Say how the agent is run. Raises LookupError, with a sentence, if its program is not found."""
+        ...
+
+    def preflight(self, agent: Agent, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:
+        """Tell what would keep the agent from working (not logged in, …)."""
+        ...
+
+    def version(self, plan: LaunchPlan) -> str:
+        """Ask the program for its version. Raises OSError or subprocess.SubprocessError."""
+        ...
+
+
+def names() -> list[str]:
+    return sorted({entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def load(name: str) -> Harness:
+    """Import and make the harness of that name. Raises LookupError if none is registered."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        harness: Harness = entry.load()()
+        return harness
+    raise LookupError(f'no harness "{name}" is installed (installed: {", ".join(names())})')
+
+
+def find_program(program: str, search: Sequence[str], *, home: Path) -> Path:
+    """Find an executable as execvp would. A leading ``~/`` is the agent's home.
+
+    Raises LookupError with a sentence that names where it was looked for.
+    """
+    program = expand_home(program, home)
+    if "/" in program:
+        if not Path(program).is_absolute():
+            raise LookupError(f"{program} is a relative path (give an absolute one, or a bare name that is on path)")
+        if not _is_executable(program):
+            raise LookupError(f"{program} is not an executable file for this user")
+        return Path(program)
+    for directory in search:
+        candidate = Path(directory, program)
+        if _is_executable(candidate):
+            return candidate
+    raise LookupError(f"{program} was not found on {':'.join(search)}")
+
+
+def _is_executable(path: str | Path) -> bool:
+    return Path(path).is_file() and os.access(path, os.X_OK)
+
+
+DEFAULT_PATH = ("~/.local/bin", "/usr/local/bin", "/usr/bin", "/bin")
+
+
+def search_path(agent: Agent, home: Path) -> tuple[str, ...]:
+    """Tell the agent's PATH, one directory an item: its `path`, or else the user's own programs and the system's."""
+    return tuple(expand_home(directory, home) for directory in agent.path or DEFAULT_PATH)
+
+
+def expand_home(path: str, home: Path) -> str:
+    """Resolve a leading ``~`` or ``~/``, which is the agent's home and nobody else's."""
+    return str(home / path[2:]) if path == "~" or path.startswith("~/") else path
+
+
+_FOR_SOME = frozenset({"model", "effort", "command", "cwd"})
+"""Agent keys that only some harnesses honour."""
+
+
+def check_agent(agent: Agent, explicit: frozenset[str]) -> Iterable[Problem]:
+    """Tell what is wrong with the agent's values for its harness; `explicit` are the keys of its own table.
+
+    A key that its harness does not honour is wrong where it was written for this agent, and skipped where it stands in
+    [defaults], which is for agents of every harness.
+    """
+    try:
+        harness = load(agent.harness)
+    except LookupError as error:
+        yield Problem(key="harness", text=str(error))
+        return
+    for key in sorted(explicit & _FOR_SOME - harness.honours):
+        yield Problem(key=key, text=f'means nothing to the harness "{agent.harness}" (remove it)')
+    for key in sorted(harness.requires):
+        if not getattr(agent, key):
+            yield Problem(key=key, text=f'is missing, and the harness "{agent.harness}" needs it')
+    yield from harness.check(agent)

@@ -1,0 +1,41 @@
+"""Any program under the same supervision: ``command = ["/usr/bin/thing", "--flag"]``."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_supervisor.harness import LaunchPlan, Paths, Problem, expand_home, find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from forge_supervisor.config import Agent, HarnessSettings
+
+
+class Command:
+    honours = frozenset({"command", "cwd"})
+    requires = frozenset({"command"})
+    stop_exit_status: frozenset[int] = frozenset()
+
+    def check(self, agent: Agent) -> Iterable[Problem]:  # noqa: ARG002
+        return ()
+
+    def plan(self, agent: Agent, settings: HarnessSettings, paths: Paths) -> LaunchPlan:  # noqa: ARG002
+        if not agent.command:
+            raise LookupError("the command is empty")
+        program = find_program(agent.command[0], paths.search, home=paths.home)
+        return LaunchPlan(argv=(str(program), *agent.command[1:]), cwd=self._cwd(agent, paths))
+
+    def preflight(self, agent: Agent, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:  # noqa: ARG002
+        return ()
+
+    def version(self, plan: LaunchPlan) -> str:
+        answer = subprocess.run([plan.argv[0], "--version"], capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.partition("\n")[0].strip()
+
+    def _cwd(self, agent: Agent, paths: Paths) -> Path:
+        if agent.cwd is None:
+            return paths.state
+        return Path(expand_home(agent.cwd, paths.home))

@@ -1,0 +1,58 @@
+"""The first process of an agent's pane: fetches what to run from the supervisor, then becomes it.
+
+Run as ``python -I -S launch.py SOCKET ID`` by tmux, whose command line and environment all users can read: so neither
+holds more than a one-time id, and the agent's environment is exactly what comes through the socket. Standard library
+only, and little of it: its start-up time is part of every start.
+
+The supervisor sends eight bytes of length (big-endian) and, each closed by NUL: the directory to run in, the number of
+arguments, the arguments, then ``NAME=value`` for each variable. It learns that the harness runs when exec closes the
+socket without a word; otherwise it is told ``chdir`` or ``exec`` and the errno.
+"""
+
+import os
+import signal
+import socket
+import sys
+
+KEPT = ("TERM", "TMUX", "TMUX_PANE")
+"""Only tmux knows these."""
+
+# CPython ignores SIGPIPE and SIGXFSZ, tmux lets its children inherit what it ignores; the harness starts with defaults.
+RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP, signal.SIGHUP, signal.SIGINT)
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        chunk = connection.recv(size - len(received))
+        if not chunk:
+            sys.exit("the supervisor did not take this launch (it may have been stopped, or given up waiting)")
+        received += chunk
+    return received
+
+
+def main() -> None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(sys.argv[1])
+    connection.sendall(sys.argv[2].encode() + b"\n")
+    fields = receive(connection, int.from_bytes(receive(connection, 8), "big")).split(b"\0")[:-1]
+    cwd, argc = fields[0], int(fields[1])
+    argv = fields[2 : 2 + argc]
+    environment = dict(field.split(b"=", 1) for field in fields[2 + argc :])
+    environment.update({name.encode(): os.environb[name.encode()] for name in KEPT if name in os.environ})
+    for number in RESET:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    step = b"chdir"
+    try:
+        os.chdir(cwd)
+        step = b"exec"
+        os.execve(argv[0], argv, environment)  # noqa: S606 - that is what it is for
+    except OSError as error:
+        connection.sendall(b"%s %d" % (step, error.errno or 0))
+        sys.exit(127)
+
+
+if __name__ == "__main__":
+    main()

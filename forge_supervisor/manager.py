@@ -1,0 +1,163 @@
+"""A conversation with one systemd manager (PID 1, or a user's own), as long as one operation.
+
+It goes over the socket that systemctl uses too, so that no D-Bus daemon is needed. No connection is left open: an
+idle supervisor is not woken by every unit of the machine, and systemd may be re-executed meanwhile.
+
+pystemd holds the GIL until an answer is there, so threads would gain nothing: calls, of a millisecond or two, are made
+in the event loop, and what takes longer is awaited by its signal. Names and types: org.freedesktop.systemd1(5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+from pystemd.dbusexc import DBusBaseError, DBusNoSuchUnitError
+from pystemd.dbuslib import DBusAddress, apply_signature, path_encode
+from pystemd.systemd1 import Manager as SystemdManager
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DESTINATION = b"org.freedesktop.systemd1"
+_PATH = b"/org/freedesktop/systemd1"
+_UNIT_PATH = b"/org/freedesktop/systemd1/unit"
+_MANAGER = b"org.freedesktop.systemd1.Manager"
+_SERVICE = b"org.freedesktop.systemd1.Service"
+_PROPERTIES = b"org.freedesktop.DBus.Properties"
+
+
+class ManagerError(Exception):
+    """The manager cannot be reached, or refused what it was asked for."""
+
+
+class NoSuchUnitError(ManagerError):
+    """No unit of that name is loaded."""
+
+
+class Manager:
+    """``with Manager(path) as manager``; raises ManagerError like all its methods. Within a running event loop only."""
+
+    def __init__(self, path: str) -> None:
+        self._bus = DBusAddress(b"unix:path=" + quote(path).encode(), True)  # True: no bus in between
+        self._waiting: dict[tuple[bytes, bytes], asyncio.Future[bytes]] = {}
+        self._changes: dict[bytes, dict[bytes, Any]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._bus.open()
+        except DBusBaseError as error:
+            raise _told(error) from error
+        self._fd = self._bus.get_fd()  # sd-bus no longer tells it once it is disconnected
+        asyncio.get_running_loop().add_reader(self._fd, self._drain)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        self._bus.close()
+        for waiting in self._waiting.values():
+            waiting.cancel()
+
+    def environment(self) -> list[str]:
+        """What the manager passes to everything that it starts, as ``NAME=value``."""
+        block: list[bytes] = self._get(_PATH, _MANAGER, b"Environment", b"as") or []
+        return [os.fsdecode(variable) for variable in block]
+
+    def main_pid(self, unit: str) -> int:
+        """Return the pid of a service's main process, 0 if it has none (any more)."""
+        pid: int = self._get(_path_of(unit), _SERVICE, b"MainPID", b"u")
+        return pid
+
+    def is_loaded(self, unit: str) -> bool:
+        try:
+            self._call(b"GetUnit", b"s", unit.encode())
+        except NoSuchUnitError:
+            return False
+        return True
+
+    async def start_transient(self, unit: str, properties: Mapping[bytes, object]) -> str:
+        """Make and start a unit. Returns how that went: ``done``, ``failed``, ``timeout`` …, systemctl(1)."""
+        self._changes[_path_of(unit)] = {}
+        try:
+            job: bytes = SystemdManager(self._bus).StartTransientUnit(_MANAGER, unit.encode(), b"fail", properties)
+        except DBusBaseError as error:
+            raise _told(error) from error
+        return (await self._wait(b"JobRemoved", job)).decode()
+
+    def changes(self, unit: str) -> Mapping[bytes, Any]:
+        """Properties of a unit started here as they were last told; those of one that is gone cannot be asked for."""
+        return self._changes[_path_of(unit)]
+
+    def kill(self, unit: str, whom: str, signal: int) -> None:
+        """Signal the ``main`` process of a unit, or ``all``. Raises NoSuchUnitError if it is gone."""
+        self._call(b"KillUnit", b"ssi", unit.encode(), whom.encode(), signal)
+
+    async def removed(self, unit: str) -> None:
+        """Wait until the unit, loaded now, is gone, so that its name is free."""
+        await self._wait(b"UnitRemoved", unit.encode())
+
+    async def _wait(self, member: bytes, subject: bytes) -> bytes:
+        # Nothing is missed between a call and this: signals are taken in by _drain only, which the loop has yet to run.
+        waiting = self._waiting[member, subject] = asyncio.get_running_loop().create_future()
+        # What came in while sd-bus waited for an answer is queued within it, and its descriptor stays silent.
+        asyncio.get_running_loop().call_soon(self._drain)
+        result: bytes = await waiting
+        return result
+
+    def _call(self, method: bytes, signature: bytes, *arguments: object) -> Any:
+        try:
+            return self._bus.call_method(
+                _DESTINATION, _PATH, _MANAGER, method, apply_signature(signature, list(arguments))
+            ).body
+        except DBusBaseError as error:
+            raise _told(error) from error
+
+    def _get(self, path: bytes, interface: bytes, name: bytes, signature: bytes) -> Any:
+        try:
+            return self._bus.get_property(_DESTINATION, path, interface, name, signature)
+        except DBusBaseError as error:
+            raise _told(error) from error
+
+    def _drain(self) -> None:
+        try:
+            while not (message := self._bus.process()).is_empty():
+                if message.is_signal(b"org.freedesktop.DBus.Local", b"Disconnected"):
+                    self._fail(ManagerError("systemd closed the connection"))
+                    return
+                if message.is_signal(_MANAGER, b"JobRemoved"):
+                    message.process_reply(False)
+                    _id, job, _unit, result = message.body
+                    self._settle((b"JobRemoved", job), result)
+                elif message.is_signal(_MANAGER, b"UnitRemoved"):
+                    message.process_reply(False)
+                    self._settle((b"UnitRemoved", message.body[0]), b"")
+                elif message.is_signal(_PROPERTIES, b"PropertiesChanged") and message.get_path() in self._changes:
+                    path = message.get_path()
+                    message.process_reply(False)
+                    self._changes[path].update(message.body[1] or {})
+        except DBusBaseError as error:
+            self._fail(_told(error))
+
+    def _settle(self, key: tuple[bytes, bytes], result: bytes) -> None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(result)
+
+    def _fail(self, error: ManagerError) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+
+
+def _path_of(unit: str) -> bytes:
+    path: bytes = path_encode(_UNIT_PATH, unit.encode())
+    return path
+
+
+def _told(error: DBusBaseError) -> ManagerError:
+    text = error.err_message or os.strerror(abs(error.errno))
+    words = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return (NoSuchUnitError if isinstance(error, DBusNoSuchUnitError) else ManagerError)(words)

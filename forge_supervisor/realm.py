@@ -1,0 +1,158 @@
+"""What the supervisor has of one Linux user: a worker, a tmux server, and the environments of these and of agents."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_supervisor import events, terminal, units
+from forge_supervisor.handshake import LaunchError
+from forge_supervisor.harness import search_path
+from forge_supervisor.pidfd import Pidfd
+from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
+from forge_supervisor.worker.messages import FindServer, Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from forge_supervisor.config import Agent
+    from forge_supervisor.units import Placement, Process, User
+    from forge_supervisor.worker.messages import AnswerT, Request
+
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+STOP_TIMEOUT = 5.0
+"""Seconds for a worker or a tmux server to end before it is killed."""
+# Where one's own files and servers are looked for, if the supervisor runs as an ordinary user's own service.
+_OWN = ("XDG_STATE_HOME", "TMUX_TMPDIR")
+
+
+class Realm:
+    """One user's worker and tmux server, each started when first needed and again after it was lost."""
+
+    def __init__(
+        self, name: str, placement: Placement, socket_name: str, emit: Callable[[events.Event], None]
+    ) -> None:
+        self._name = name
+        self._placement = placement
+        self._socket_name = socket_name
+        self._emit = emit
+        self._starting_server = asyncio.Lock()
+        self._starting_worker = asyncio.Lock()
+        self._user: User | None = None
+        self._worker: Worker | None = None
+        self._server_process: Process | None = None
+        self._server: Pidfd | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def user(self) -> User:
+        """Look the user up, once. Raises LaunchError."""
+        if self._user is None:
+            try:
+                self._user = units.lookup(self._name)
+            except LookupError as error:
+                raise LaunchError("run_as", str(error)) from error
+        return self._user
+
+    @property
+    def has_server(self) -> bool:
+        return self._server is not None and not self._server.dead
+
+    async def server(self) -> Pidfd:
+        """Make sure of the tmux server, and return it. Raises LaunchError."""
+        async with self._starting_server:
+            if self._server is None or self._server.dead:
+                try:
+                    self._server = await self._start_server()
+                except (OSError, units.PlacementError, WorkerError) as error:
+                    raise LaunchError("", str(error)) from error
+                self._watching = asyncio.create_task(self._watch(self._server))
+            return self._server
+
+    async def ask(self, request: Request[AnswerT]) -> AnswerT:
+        """Ask the worker, a new one if need be. Raises WorkerError, or LaunchError if there is no such user."""
+        async with self._starting_worker:
+            if self._worker is None or self._worker.lost is not None:
+                self._worker = await self._start_worker()
+            worker = self._worker
+        try:
+            return await worker.ask(request)
+        except WorkerLostError as error:
+            self._emit(events.WorkerLost(run_as=self._name, reason=str(error)))
+            raise
+
+    async def close(self) -> None:
+        """End worker and tmux server; the agents have ended before."""
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._server_process is not None:
+            await self._server_process.stop(STOP_TIMEOUT)
+        if self._worker is not None:
+            await self._worker.stop()
+
+    async def _start_worker(self) -> Worker:
+        try:
+            return await Worker.start(self._placement, self.user, self._environment())
+        except (OSError, units.PlacementError) as error:
+            raise WorkerLostError(f"the worker of {self._name} cannot be started: {error}") from error
+
+    async def _start_server(self) -> Pidfd:
+        found = await self.ask(FindServer(wait=False))
+        if found.pid is None:
+            self._server_process = await self._run_server()
+            found = await self.ask(FindServer(wait=True))
+        if found.pid is None:
+            raise LaunchError("", f"the tmux server of {self._name} ended as soon as it was started")
+        server = Pidfd(found.pid, self.user.uid)
+        ours = self._server_process is not None and self._server_process.pid == found.pid
+        told = events.TmuxServerStarted if ours else events.TmuxServerShared
+        self._emit(told(run_as=self._name, pid=found.pid))
+        for agent in (await self.ask(Sweep())).agents:
+            self._emit(events.AgentSwept(agent=agent, run_as=self._name))
+        return server
+
+    async def _run_server(self) -> Process:
+        tmux = shutil.which("tmux", path=SYSTEM_PATH)
+        if tmux is None:
+            raise LaunchError("", f"tmux was not found on {SYSTEM_PATH} (apt-get install tmux)")
+        # -D: it stays the process that was started, and stays without sessions.
+        argv = (tmux, "-D", "-L", self._socket_name, "-f", str(terminal.conf_path()))
+        return await self._placement.run("tmux", self.user, argv, env=self._environment())
+
+    async def _watch(self, server: Pidfd) -> None:
+        await server.wait()
+        self._emit(events.TmuxServerLost(run_as=self._name, pid=server.pid))
+
+    def _environment(self) -> dict[str, str]:
+        """Make the environment of worker and tmux server; an agent gets nothing of it."""
+        own = {} if os.geteuid() == 0 else {name: os.environ[name] for name in _OWN if name in os.environ}
+        return {
+            **login_environment(self.user),
+            "PATH": SYSTEM_PATH,
+            # Without a UTF-8 locale tmux mangles what libtmux parses.
+            "LC_CTYPE": "C.UTF-8",
+            "FORGE_SOCKET_NAME": self._socket_name,
+            **own,
+        }
+
+
+def login_environment(user: User) -> dict[str, str]:
+    return {"HOME": str(user.home), "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell, "LANG": "C.UTF-8"}
+
+
+def agent_environment(user: User, agent: Agent, from_harness: Mapping[str, str], invocation: str) -> dict[str, str]:
+    """Make an agent's environment, from nothing; launch.py adds TERM, TMUX and TMUX_PANE."""
+    runtime = Path(f"/run/user/{user.uid}")
+    return {
+        **login_environment(user),
+        "PATH": ":".join(search_path(agent, Path(user.home))),
+        **({"XDG_RUNTIME_DIR": str(runtime)} if runtime.is_dir() else {}),
+        **from_harness,
+        **agent.env,
+        "FORGE_AGENT": agent.name,
+        # As systemd's; also what tells an agent's processes from others after it has died.
+        "INVOCATION_ID": invocation,
+    }

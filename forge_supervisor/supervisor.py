@@ -1,0 +1,172 @@
+"""All agents together: start, reload, stop, and one line that tells how they are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from forge_supervisor import events, harness
+from forge_supervisor.agent import AT_REST, Lifecycle, State
+from forge_supervisor.config import HarnessSettings
+from forge_supervisor.policy import Result
+from forge_supervisor.realm import Realm
+from forge_supervisor.session import Session, SessionRunner
+from forge_supervisor.worker.client import WorkerError
+from forge_supervisor.worker.messages import Close
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from forge_supervisor.config import Agent, Config
+    from forge_supervisor.handshake import Handshake
+    from forge_supervisor.units import Placement
+
+# A change of these is taken by a running agent; any other is for its next session, and so brings that about.
+_TAKEN_WHILE_RUNNING = {"restart", "stop_timeout_sec", "enabled"}
+
+
+class Supervisor:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        placement: Placement,
+        handshake: Handshake,
+        emit: Callable[[events.Event], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._placement = placement
+        self._handshake = handshake
+        self._emit = emit
+        self._on_change = changed
+        self._realms: dict[str, Realm] = {}
+        self._lives: dict[str, Lifecycle] = {}
+        self._change = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start every enabled agent, and return when each was started or has failed to."""
+        for agent in self._config.agents.values():
+            if agent.enabled:
+                self._add(agent).start()
+        await self._until(lambda: not any(life.state is State.STARTING for life in self._lives.values()))
+        self._emit(events.SupervisorReady(running=self._count(State.RUNNING), failed=self._count(State.FAILED)))
+
+    async def reload(self, config: Config) -> None:
+        """Make `config` true: new agents start, removed ones stop, changed ones restart, the others are left alone."""
+        old, self._config = self._config, config
+        wanted = {name: agent for name, agent in config.agents.items() if agent.enabled}
+        await self._remove([name for name in self._lives if name not in wanted])
+        for name, agent in wanted.items():
+            life = self._lives.get(name)
+            if life is None:
+                self._add(agent).start()
+                continue
+            fresh = _needs_new_session(life.agent, agent) or _settings(old, agent) != _settings(config, agent)
+            life.reconfigure(agent, harness.load(agent.harness).stop_exit_status)
+            if fresh:
+                # It is another agent now: what the old one did does not count against it.
+                life.reset_failed()
+                life.restart()
+        self._emit(events.SupervisorReloaded(agents=len(config.agents)))
+
+    async def stop(self) -> None:
+        """Stop every agent, then what they lived in."""
+        for life in self._lives.values():
+            life.stop()
+        await self._until(lambda: all(life.state in AT_REST for life in self._lives.values()))
+        await asyncio.gather(*(self._close_session(life.agent) for life in self._lives.values()))
+        await asyncio.gather(*(realm.close() for realm in self._realms.values()))
+
+    def hurry(self) -> None:
+        """Kill what is still stopping."""
+        for life in self._lives.values():
+            life.kill()
+
+    def status(self) -> str:
+        """Sum up in one line: ``3 running, 1 failed: scout (exit code 1)``."""
+        parts = []
+        for state in (State.RUNNING, State.STARTING, State.STOPPING, State.AUTO_RESTART, State.INACTIVE, State.FAILED):
+            lives = [life for life in self._lives.values() if life.state is state]
+            if not lives:
+                continue
+            part = f"{len(lives)} {state}"
+            if state in {State.FAILED, State.AUTO_RESTART}:
+                part += ": " + ", ".join(f"{life.agent.name} ({_why(life)})" for life in lives)
+            parts.append(part)
+        return ", ".join(parts) or "no agents"
+
+    def _add(self, agent: Agent) -> Lifecycle:
+        life = Lifecycle(
+            agent,
+            SessionRunner(self._make_session),
+            clock=asyncio.get_running_loop(),
+            emit=self._emit,
+            stop_exit_status=harness.load(agent.harness).stop_exit_status,
+        )
+        life.changed = self._changed
+        self._lives[agent.name] = life
+        return life
+
+    async def _remove(self, names: Iterable[str]) -> None:
+        removed = [self._lives[name] for name in names]
+        for life in removed:
+            life.stop()
+        await self._until(lambda: all(life.state in AT_REST for life in removed))
+        await asyncio.gather(*(self._close_session(life.agent) for life in removed))
+        for life in removed:
+            del self._lives[life.agent.name]
+
+    async def _close_session(self, agent: Agent) -> None:
+        realm = self._realms.get(agent.run_as)
+        if realm is None or not realm.has_server:
+            return
+        try:
+            await realm.ask(Close(agent=agent.name))
+        except WorkerError as error:
+            self._emit(
+                events.AgentWarning(
+                    agent=agent.name, run_as=agent.run_as, key="", problem=f"its session stays behind: {error}"
+                )
+            )
+
+    def _make_session(self, agent: Agent, invocation: str) -> Session:
+        return Session(
+            agent,
+            invocation,
+            realm=self._realm_of(agent.run_as),
+            settings=_settings(self._config, agent),
+            handshake=self._handshake,
+            emit=self._emit,
+        )
+
+    def _realm_of(self, user: str) -> Realm:
+        if user not in self._realms:
+            self._realms[user] = Realm(user, self._placement, self._config.socket_name, self._emit)
+        return self._realms[user]
+
+    def _count(self, state: State) -> int:
+        return sum(life.state is state for life in self._lives.values())
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._on_change()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._change.clear()
+            await self._change.wait()
+
+
+def _settings(config: Config, agent: Agent) -> HarnessSettings:
+    return config.harnesses.get(agent.harness, HarnessSettings())
+
+
+def _needs_new_session(old: Agent, new: Agent) -> bool:
+    return old.model_dump(exclude=_TAKEN_WHILE_RUNNING) != new.model_dump(exclude=_TAKEN_WHILE_RUNNING)
+
+
+def _why(life: Lifecycle) -> str:
+    if life.result in {Result.EXIT_CODE, Result.SIGNAL} and life.exit is not None:
+        return str(life.exit)
+    return str(life.result)

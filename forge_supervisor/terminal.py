@@ -1,0 +1,388 @@
+"""One user's tmux server: sessions, panes and exit statuses. Runs in the worker, as that user; every call blocks.
+
+Nothing of libtmux is seen outside. Inside, only what goes through ``Server.cmd`` is used, because that is where every
+client is bounded in time and given an exact environment: libtmux's listings (``Server.sessions``, ``Server.panes``,
+``Pane.refresh``) run tmux past it, unbounded, and ``Server.sessions`` reads some errors as "no sessions".
+Targets are exact: ``=agent-a`` for a session, ``=agent-a:`` for its pane, ``%3`` for a pane (tmux(1), COMMANDS);
+a bare ``agent-a`` would also hit ``agent-ab``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shlex
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import libtmux
+from libtmux.common import tmux_cmd
+
+from forge_supervisor import processes
+from forge_supervisor.policy import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+# The first version that tells a death by signal (#{pane_dead_signal}).
+OLDEST = (3, 3)
+
+# The pane option that makes a pane ours. The user can set it too: a hint, no proof.
+_MARK = "@forge-agent"
+
+# Printable ASCII only: a client without UTF-8 turns anything else into '_'. People can write the mark, so what no name
+# has, above all a newline, is taken out of it.
+_FORMAT = (
+    "#{pane_id} #{pane_pid} #{pane_dead} [#{pane_dead_status}] [#{pane_dead_signal}] "
+    f"#{{s/[^a-z0-9-]//:{_MARK}}}"
+)
+_ROW = re.compile(r"(%\d+) (\d+) ([01]) \[(\d*)\] \[(\w*)\] ([a-z0-9-]*)")
+
+# What tmux itself writes under a dead pane (option remain-on-exit-format).
+_DEAD_LINE = re.compile(r"Pane is dead \(.*\)")
+
+_LINE_LENGTH = 500
+
+# Seconds that a leftover gets between SIGTERM and SIGKILL.
+_LEFTOVER_GRACE = 2.0
+
+
+class TerminalError(Exception):
+    """tmux refused, or could not be asked; the text has tmux's own words."""
+
+
+class TerminalTimeoutError(TerminalError):
+    """tmux did not answer in time. What was asked may yet happen when the server goes on."""
+
+
+@dataclass(frozen=True)
+class Pane:
+    """``id`` is tmux's (``%3``) and outlives a restart in place; ``pid`` is of the process last started in it."""
+
+    id: str
+    pid: int
+    agent: str
+    dead: bool = False
+
+
+@dataclass(frozen=True)
+class _Row:
+    pane: Pane
+    exit: Exit | None
+
+
+class _Answer(tmux_cmd):
+    """What libtmux expects from ``Server.cmd``; the constructor of its base would run tmux, unbounded."""
+
+    def __init__(self, argv: list[str], done: subprocess.CompletedProcess[str]) -> None:
+        self.cmd = argv
+        self.returncode = done.returncode
+        self.stdout = done.stdout.removesuffix("\n").split("\n") if done.stdout else []
+        self.stderr = []
+
+
+class _Server(libtmux.Server):
+    def __init__(self, socket_name: str, *, env: Mapping[str, str], tmux: str, timeout: float) -> None:
+        super().__init__(socket_name=socket_name, tmux_bin=tmux)
+        self._env = dict(env)
+        self._tmux = tmux
+        self._timeout = timeout
+
+    def cmd(self, cmd: str, *args: Any, target: str | int | None = None) -> tmux_cmd:
+        where = () if target is None else ("-t", str(target))
+        # -N: a client must never start the server; it would live in our cgroup, with our environment.
+        # -u: without it, and in a C locale, tmux answers with '_' for all that is not ASCII.
+        return self.run("-u", "-N", f"-L{self.socket_name}", cmd, *where, *map(str, args), name=cmd)
+
+    def run(self, *args: str, name: str) -> tmux_cmd:
+        argv = [self._tmux, *args]
+        try:
+            done = subprocess.run(
+                argv,
+                env=self._env,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=self._timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TerminalTimeoutError(f"tmux {name}: no answer within {self._timeout:g} s") from None
+        except FileNotFoundError:
+            raise TerminalError(f"{self._tmux} not found (apt-get install tmux)") from None
+        except OSError as error:
+            raise TerminalError(f"{self._tmux} cannot be run: {error.strerror}") from None
+        if done.returncode or done.stderr:
+            words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+            raise TerminalError(f"tmux {name}: {words}")
+        return _Answer(argv, done)
+
+
+class Terminal:
+    """The tmux server on socket ``socket_name`` (``tmux -L``) of the user that this process runs as.
+
+    ``env`` is the whole environment of every tmux client; TMUX_TMPDIR in it must exist. ``timeout`` (seconds) bounds
+    each client. Every method raises TerminalError for whatever it could not find out; no error is read as "none".
+    """
+
+    def __init__(self, socket_name: str, *, env: Mapping[str, str], tmux: str = "tmux", timeout: float = 5.0) -> None:
+        self._server = _Server(socket_name, env=env, tmux=tmux, timeout=timeout)
+        self._timeout = timeout
+        # As tmux makes it: tmux(1), option -L.
+        self.socket_path = Path(env.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", socket_name)  # noqa: S108
+
+    def version(self) -> tuple[int, int]:
+        text = self._version()
+        numbers = re.search(r"(\d+)\.(\d+)", text)
+        if numbers is None:
+            raise TerminalError(f"cannot read the version of {text!r}: {_wanted()}")
+        return int(numbers[1]), int(numbers[2])
+
+    def require_version(self) -> None:
+        """TerminalError if tmux is missing or too old; it says what to do."""
+        if self.version() < OLDEST:
+            raise TerminalError(f"{self._version()} is too old: {_wanted()}")
+
+    def _version(self) -> str:
+        return str(self._server.run("-V", name="-V").stdout[0])
+
+    def server_pid(self) -> int | None:
+        """Who listens on the socket, by the kernel's word (SO_PEERCRED); None only if surely nobody does."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(self._timeout)
+            try:
+                probe.connect(os.fspath(self.socket_path))
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                # connect(2) refuses what is no socket with the same word as a socket that nobody listens on.
+                if isinstance(error, ConnectionRefusedError) and stat.S_ISSOCK(self._lstat().st_mode):
+                    return None
+                raise TerminalError(f"tmux server on {self.socket_path}: {error}") from None
+            pid, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid():
+            raise TerminalError(f"the tmux server on {self.socket_path} belongs to uid {uid}, not to us")
+        return int(pid)
+
+    def _lstat(self) -> os.stat_result:
+        try:
+            return self.socket_path.lstat()
+        except OSError as error:
+            raise TerminalError(f"tmux server on {self.socket_path}: {error}") from None
+
+    def wait_for_server(self, timeout: float) -> int:
+        """Return the server's pid as soon as it answers; raise the last error after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        pauses = _pauses()
+        while True:
+            try:
+                return int(self._server.cmd("display-message", "-p", "#{pid}").stdout[0])
+            except TerminalError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(next(pauses))
+
+    def configure(self) -> None:
+        """Make sure that the server obeys our configuration: tmux takes a bad line, or another ``-f``, in silence."""
+        if self._differences():
+            self._server.cmd("source-file", str(conf_path()))
+        if wrong := self._differences():
+            raise TerminalError(f"{conf_path()}: tmux did not take: {', '.join(wrong)}")
+
+    def _differences(self) -> list[str]:
+        shown = self._server.cmd("show-options", "-s", ";", "show-options", "-g", ";", "show-options", "-gw").stdout
+        have = dict(_setting(shlex.split(line)) for line in shown if line)
+        lines = (shlex.split(line, comments=True) for line in conf_path().read_text().splitlines())
+        wanted = (_setting(words[2:]) for words in lines if words)
+        return [f"{name} {value}".strip() for name, value in wanted if have.get(name) != value]
+
+    def open(self, agent: str, argv: Sequence[str]) -> Pane:
+        """Run ``argv`` in session ``agent-<agent>``, in /, and return its pane.
+
+        A dead pane of the agent is used again: whoever is attached stays, and the dead screen goes to the scrollback.
+        (All but what a program showed in the alternate screen: tmux keeps no history of that.) A session that people
+        renamed keeps their name until it ends. Raises TerminalError if the agent still has a live pane.
+        """
+        if len(argv) < 2:
+            raise ValueError("tmux hands a single word to a shell: argv needs two words or more")
+        ours = [row for row in self._rows() if row.pane.agent == agent]
+        for row in ours:
+            if _lives(row):
+                raise TerminalError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
+            self.exit_of(row.pane.id, row.pane.pid)  # until tmux has collected it, it refuses to respawn
+        return self._respawn(ours[0].pane, argv) if ours else self._create(agent, argv)
+
+    def _respawn(self, pane: Pane, argv: Sequence[str]) -> Pane:
+        # `send-keys -R` scrolls the screen into the history, but not under copy mode, hence `copy-mode -q`
+        # (input_reset in tmux's input.c). No -k: respawn-pane then refuses a pane that lives.
+        there = ("-t", pane.id)
+        reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
+        spawn = ("respawn-pane", *there, "-c", "/", *_words(argv), ";")
+        answer = self._server.cmd(*reset, *spawn, "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
+        return _opened(answer, pane.agent)
+
+    def _create(self, agent: str, argv: Sequence[str]) -> Pane:
+        name = f"agent-{agent}"
+        if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
+            create = ["new-window", "-t", f"={name}:"]
+        else:
+            create = ["new-session", "-d", "-s", name]
+        spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *_words(argv))
+        # The server runs one client's commands in one go: no crash of ours leaves a pane without its mark.
+        mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent)
+        return _opened(self._server.cmd(*create, *spawn, *mark), agent)
+
+    def close_leftover(self, agent: str) -> list[str]:
+        """End what still lives in the agent's panes, so that `open` may be called; returns a sentence for each."""
+        ended = []
+        for row in self._rows():
+            if row.pane.agent == agent and _lives(row):
+                processes.clear_pane(row.pane.pid, _LEFTOVER_GRACE)
+                exit_ = self.exit_of(row.pane.id, row.pane.pid)
+                ended.append(f"ended pid {row.pane.pid}, left in pane {row.pane.id} by an earlier session: {exit_}")
+        return ended
+
+    def panes(self) -> list[Pane]:
+        """All panes of agents, dead ones too."""
+        return [row.pane for row in self._rows() if row.pane.agent]
+
+    def _rows(self) -> list[_Row]:
+        try:
+            lines = self._server.cmd("list-panes", "-a", "-F", _FORMAT).stdout
+        except TerminalTimeoutError:
+            raise
+        except TerminalError:
+            # `list-panes -a` fails with "no current target" on a server without sessions; list-sessions does not.
+            if self._server.cmd("list-sessions", "-F", "#{session_id}").stdout:
+                raise
+            return []
+        # A window that is linked to two sessions (or grouped ones) is listed twice.
+        rows = {match[1]: _row(match) for match in map(_ROW.fullmatch, lines) if match}
+        return list(rows.values())
+
+    def exit_of(self, pane_id: str, pid: int, timeout: float = 5.0) -> Exit:
+        """How process ``pid`` of the pane, which the caller saw die, has ended.
+
+        Lost if the pane is gone or runs another process, or if tmux cannot say within ``timeout`` seconds. Raises
+        TerminalError if the server cannot be asked.
+        """
+        deadline = time.monotonic() + timeout
+        pauses = _pauses()
+        while True:
+            try:
+                row = next((row for row in self._rows() if row.pane.id == pane_id), None)
+            except TerminalError:
+                if self.server_pid() is None:
+                    return Exit(lost=True)
+                raise
+            if row is None or row.pane.pid != pid:
+                return Exit(lost=True)
+            # "Dead" without code and signal is not an end: tmux has yet to collect the process.
+            if row.exit is not None:
+                return row.exit
+            if time.monotonic() > deadline:
+                return Exit(lost=True)
+            self._nudge()
+            time.sleep(next(pauses))
+
+    def _nudge(self) -> None:
+        """Make the server collect its dead children.
+
+        tmux before 3.6 with libutempter loses SIGCHLDs that come while utempter's helper runs (cured in spawn.c of
+        3.6 by the same means). Once is not enough: the helper of another pane may swallow ours.
+        """
+        pid = self.server_pid()
+        if pid is None:
+            return
+        try:
+            server = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.server_pid() == pid:  # pinned before it was asked again: surely the server
+                signal.pidfd_send_signal(server, signal.SIGCHLD)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(server)
+
+    def screen_tail(self, pane_id: str, lines: int = 20) -> list[str]:
+        """Return the last lines with text that the pane's present process wrote, in printable characters only."""
+        # -J: one line for what tmux wrapped. The scrollback too: a dead pane's first line may stand there already.
+        answer = self._server.cmd("capture-pane", "-p", "-J", "-S", str(-10 * lines), target=pane_id)
+        texts = [text for text in map(_printable, answer.stdout) if text]
+        if texts and _DEAD_LINE.fullmatch(texts[-1]):
+            texts.pop()
+        earlier = max((n for n, text in enumerate(texts, 1) if _DEAD_LINE.fullmatch(text)), default=0)
+        return texts[earlier:][-lines:]
+
+    def kill(self, agent: str) -> None:
+        """Remove the agent's panes and session, if any; what runs there only gets a SIGHUP (see close_leftover)."""
+        if self.server_pid() is None:
+            return
+        for pane in self.panes():
+            if pane.agent == agent:
+                self._server.cmd("kill-pane", target=pane.id)
+        name = f"agent-{agent}"
+        if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
+            self._server.cmd("kill-session", target=f"={name}")
+
+
+def conf_path() -> Path:
+    """Our tmux.conf, for ``tmux -f``."""
+    return Path(str(files("forge_supervisor"))) / "tmux.conf"
+
+
+def _wanted() -> str:
+    return f"{OLDEST[0]}.{OLDEST[1]} or newer is needed (apt-get install tmux)"
+
+
+def _pauses() -> Iterator[float]:
+    """2, 4, 8 ... 100, 100 ... milliseconds, in seconds."""
+    return itertools.chain((2**n / 1000 for n in range(1, 7)), itertools.repeat(0.1))
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    # A word that ends in ';' would end the command (cmd_parse_from_arguments in tmux's cmd-parse.y).
+    return [f"{word[:-1]}\\;" if word.endswith(";") else word for word in argv]
+
+
+def _opened(answer: tmux_cmd, agent: str) -> Pane:
+    pane_id, _, pid = answer.stdout[0].partition(" ")
+    return Pane(id=pane_id, pid=int(pid), agent=agent)
+
+
+def _row(match: re.Match[str]) -> _Row:
+    pane_id, pid, dead, status, killer, agent = match.groups()
+    end = Exit(code=int(status)) if status else Exit(signal=_signal_number(killer)) if killer else None
+    return _Row(Pane(id=pane_id, pid=int(pid), agent=agent, dead=dead == "1"), end)
+
+
+def _signal_number(text: str) -> int:
+    # A number where libc has no sys_signame (glibc), else the name without SIG (sig2name in tmux's tmux.c).
+    return int(text) if text.isdecimal() else int(signal.Signals[f"SIG{text.removeprefix('SIG')}"])
+
+
+def _lives(row: _Row) -> bool:
+    # A program that closed its terminal leaves a pane that tmux calls dead, and lives.
+    return row.exit is None and processes.lives(row.pane.pid)
+
+
+def _setting(words: list[str]) -> tuple[str, str]:
+    return words[0], " ".join(words[1:])
+
+
+def _printable(line: str) -> str:
+    text = "".join(char if char.isprintable() else " " if char.isspace() else "" for char in line)
+    return text.rstrip()[:_LINE_LENGTH]

@@ -1,0 +1,114 @@
+"""The supervisor's end of a worker: typed questions, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import sys
+from typing import TYPE_CHECKING, cast
+
+from pydantic import ValidationError
+
+from forge_supervisor.worker.messages import LINE_LIMIT, AnswerLine, RequestLine, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forge_supervisor.units import Placement, Process, User
+    from forge_supervisor.worker.messages import AnswerT, AnyRequest, Request
+
+ARGV = (sys.executable, "-I", "-m", "forge_supervisor.worker")
+STOP_TIMEOUT = 5.0
+
+
+class WorkerError(Exception):
+    """The worker could not do what it was asked; the text is a sentence for the operator."""
+
+
+class WorkerLostError(WorkerError):
+    """The worker ended, broke the protocol, or did not answer in time."""
+
+
+class Worker:
+    """One running worker process. Of no more use once `lost` is not None."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.lost: str | None = None
+        self._process = process
+        self._writer = writer
+        self._ids = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[AnswerLine]] = {}
+        self._reading = asyncio.get_running_loop().create_task(self._read(reader))
+
+    @classmethod
+    async def start(cls, placement: Placement, user: User, env: Mapping[str, str]) -> Worker:
+        """Raises OSError or PlacementError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                process = await placement.run("worker", user, ARGV, env=env, stdin=theirs.fileno())
+            reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
+        except BaseException:
+            ours.close()
+            raise
+        return cls(process, reader, writer)
+
+    async def ask(self, request: Request[AnswerT]) -> AnswerT:
+        """Ends in the answer, WorkerError (its own words), or WorkerLostError; the last also after request.timeout."""
+        if self.lost is not None:
+            raise WorkerLostError(self.lost)
+        identifier = next(self._ids)
+        answer = self._pending[identifier] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(request.timeout):
+                self._writer.write(encode(RequestLine(id=identifier, request=cast("AnyRequest", request))))
+                await self._writer.drain()
+                line = await answer
+        except TimeoutError:
+            await self._lose(f"it did not answer within {request.timeout:g} s")
+            raise WorkerLostError(self.lost) from None
+        except OSError as error:
+            await self._lose(f"it cannot be reached ({error})")
+            raise WorkerLostError(self.lost) from error
+        finally:
+            self._pending.pop(identifier, None)
+        if line.error is not None:
+            raise WorkerError(line.error)
+        try:
+            return cast("AnswerT", request.answer.model_validate(line.answer))
+        except ValidationError as error:
+            await self._lose(f"it answered nonsense ({error.error_count()} faults)")
+            raise WorkerLostError(self.lost) from error
+
+    async def stop(self) -> None:
+        await self._lose("it was stopped")
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        reason = "it ended"
+        try:
+            while line := await reader.readline():
+                answer = AnswerLine.model_validate_json(line)
+                pending = self._pending.get(answer.id)
+                if pending is not None and not pending.done():
+                    pending.set_result(answer)
+        except (ValueError, OSError) as error:
+            # ValueError: a line over the limit, or one that is no AnswerLine.
+            reason = f"it broke the protocol ({type(error).__name__})"
+        self._fail_pending(reason)
+        self._writer.close()
+
+    def _fail_pending(self, reason: str) -> None:
+        self.lost = self.lost or reason
+        for pending in self._pending.values():
+            if not pending.done():
+                pending.set_exception(WorkerLostError(reason))
+
+    async def _lose(self, reason: str) -> None:
+        self._fail_pending(reason)
+        self._writer.close()
+        self._reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reading
+        await self._process.stop(STOP_TIMEOUT)

@@ -1,0 +1,171 @@
+"""What supervisor and worker say to each other: one JSON object a line, over a Unix stream socket.
+
+The supervisor asks, with an id of its own; the worker answers each request once, in any order. What a worker says
+is a hint: it runs as the agents' user, who can make it say anything. The models bound sizes and ranges; pids are
+checked against the kernel by whoever uses them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from forge_supervisor.config import Agent, HarnessSettings
+
+LINE_LIMIT = 4 * 1024 * 1024
+"""Bytes. A role may be long; a screen's tail and an environment are not."""
+
+Pid = Annotated[int, Field(gt=1, lt=2**22 + 1)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Answer(Message):
+    pass
+
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class Request(Message, Generic[AnswerT]):
+    answer: ClassVar[type[Answer]]
+    timeout: ClassVar[float]
+    """Seconds after which a worker that has not answered counts as stuck."""
+
+
+class Done(Answer):
+    pass
+
+
+class ServerFound(Answer):
+    pid: Pid | None
+
+
+class FindServer(Request[ServerFound]):
+    """Is there a tmux server on our socket? With `wait`, one has just been started: wait until it answers."""
+
+    answer = ServerFound
+    timeout = 15.0
+    kind: Literal["find-server"] = "find-server"
+    wait: bool
+
+
+class Swept(Answer):
+    agents: list[Text]
+
+
+class Sweep(Request[Swept]):
+    """End all agents that an earlier supervisor has left on a server that is not ours, and make it behave as ours."""
+
+    answer = Swept
+    timeout = 30.0
+    kind: Literal["sweep"] = "sweep"
+
+
+class Finding(Message):
+    """As `config.Problem`."""
+
+    key: Text
+    text: Text
+    fatal: bool
+
+
+class Prepared(Answer):
+    """`findings` with a fatal one: the agent cannot be started, and argv is empty."""
+
+    argv: list[str]
+    cwd: str
+    env: dict[str, str]
+    findings: list[Finding]
+
+
+class Prepare(Request[Prepared]):
+    """Plan the agent's launch, build its state directory, and look for what would keep it from working."""
+
+    answer = Prepared
+    timeout = 45.0
+    kind: Literal["prepare"] = "prepare"
+    agent: dict[str, Any]
+    settings: dict[str, Any]
+    dry_run: bool
+    """Look, but write nothing."""
+
+    @classmethod
+    def of(cls, agent: Agent, settings: HarnessSettings, *, dry_run: bool = False) -> Prepare:
+        # When and how long is the supervisor's business alone; and JSON has no infinity.
+        declared = agent.model_dump(mode="json", exclude={"restart", "stop_timeout_sec"})
+        return cls(agent=declared, settings=settings.model_dump(mode="json"), dry_run=dry_run)
+
+
+class Opened(Answer):
+    pane: Annotated[str, Field(pattern=r"^%[0-9]{1,9}$")]
+    pid: Pid
+    notes: list[Text] = []
+
+
+class Open(Request[Opened]):
+    """Run argv in the agent's pane, in place of its last, dead session; end a leftover that still lives there."""
+
+    answer = Opened
+    timeout = 30.0
+    kind: Literal["open"] = "open"
+    agent: str
+    argv: list[str]
+
+
+class Collected(Answer):
+    code: Annotated[int, Field(ge=0, le=255)] | None
+    signal: Annotated[int, Field(ge=1, le=64)] | None
+    screen: Annotated[list[Text], Field(max_length=100)]
+    terminated: Annotated[int, Field(ge=0)]
+    killed: Annotated[int, Field(ge=0)]
+    left: Annotated[int, Field(ge=0)]
+
+
+class Collect(Request[Collected]):
+    """The pane's process `pid` has died: how, with what on its screen? Then end all that it left behind.
+
+    Neither code nor signal: the exit is lost.
+    """
+
+    answer = Collected
+    timeout = 30.0
+    kind: Literal["collect"] = "collect"
+    agent: str
+    pane: str
+    pid: Pid
+    invocation: str
+
+
+class Close(Request[Done]):
+    """Remove the session of an agent that is no longer declared."""
+
+    answer = Done
+    timeout = 15.0
+    kind: Literal["close"] = "close"
+    agent: str
+
+
+AnyRequest = Annotated[FindServer | Sweep | Prepare | Open | Collect | Close, Field(discriminator="kind")]
+
+
+class RequestLine(Message):
+    id: int
+    request: AnyRequest
+
+
+class AnswerLine(Message):
+    """Either `answer`, to be read as the type that the request names, or `error`, a sentence."""
+
+    id: int
+    answer: dict[str, Any] | None = None
+    error: Text | None = None
+
+
+def encode(line: Message) -> bytes:
+    return line.model_dump_json().encode() + b"\n"

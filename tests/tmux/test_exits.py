@@ -1,0 +1,143 @@
+"""Every exit status is reported exactly, none is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import select
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from tmux_lab import Lab, wait_for_death
+
+from forge_supervisor import terminal
+from forge_supervisor.policy import Exit
+from forge_supervisor.terminal import TerminalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from forge_supervisor.terminal import Pane
+
+CODES = [0, 1, 143, 255]
+SIGNALS = [6, 9, 11, 15]
+EXITS = [Exit(code=code) for code in CODES] + [Exit(signal=number) for number in SIGNALS]
+
+# As many as the worker has.
+THREADS = 16
+
+
+def script(end: Exit) -> str:
+    # `ulimit -c 0`: no core files from the tests.
+    return f"exit {end.code}" if end.signal is None else f"ulimit -c 0; kill -{end.signal} $$"
+
+
+def deaths(panes: list[Pane]) -> Iterator[Pane]:
+    """Yield each pane as the kernel tells that its process has died."""
+    poll = select.poll()
+    alive = {}
+    for pane in panes:
+        try:
+            fd = os.pidfd_open(pane.pid)
+        except ProcessLookupError:
+            yield pane
+        else:
+            poll.register(fd, select.POLLIN)
+            alive[fd] = pane
+    while alive:
+        ended = poll.poll(30_000)
+        assert ended, f"alive after 30 s: {alive}"
+        for fd, _ in ended:
+            poll.unregister(fd)
+            os.close(fd)
+            yield alive.pop(fd)
+
+
+def reported(lab: Lab, panes: list[Pane]) -> dict[str, Exit]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        answers = {
+            pane.agent: threads.submit(lab.terminal.exit_of, pane.id, pane.pid, timeout=30) for pane in deaths(panes)
+        }
+    return {agent: answer.result() for agent, answer in answers.items()}
+
+
+def test_each_exit_twenty_times_restarted_in_place(lab: Lab) -> None:
+    expected = {f"a{n}": end for n, end in enumerate(EXITS)}
+    for _ in range(20):
+        panes = [lab.sh(agent, script(end)) for agent, end in expected.items()]
+        assert reported(lab, panes) == expected
+
+
+def test_exits_of_a_hundred_at_once_are_not_lost_to_libutempter(lab: Lab) -> None:
+    """Three times; tmux's SIGCHLD handler loses many of these until it is woken again."""
+    seed = secrets.randbits(32)
+    choose = random.Random(seed)  # noqa: S311
+    for _ in range(3):
+        expected = {
+            f"a{n}": choose.choice([Exit(code=choose.randrange(256)), Exit(signal=choose.choice(SIGNALS))])
+            for n in range(100)
+        }
+        with lab.fifo("gate") as gate:
+            panes = [lab.sh(agent, f"read x <{gate}; {script(end)}") for agent, end in expected.items()]
+            gate.write_text("\n" * len(panes))
+            assert reported(lab, panes) == expected, f"seed {seed}"
+
+
+def test_exit_is_known_though_a_child_keeps_the_terminal_open(lab: Lab) -> None:
+    with lab.fifo("ready") as ready, lab.fifo("gone") as gone:
+        pane = lab.sh("a", f"setsid sh -c 'echo >{ready}; read x <{gone}' & read x <{ready}; exit 7")
+        wait_for_death(pane.pid)
+        assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(code=7)
+        gone.write_text("\n")
+
+
+def test_missing_binary_exits_1(lab: Lab) -> None:
+    pane = lab.terminal.open("a", ["/nonexistent/program", "argument"])
+    wait_for_death(pane.pid)
+    assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(code=1)
+
+
+def test_exit_of_a_killed_pane_is_lost(lab: Lab) -> None:
+    pane = lab.sh("a", "read x")
+    lab.tmux("kill-pane", "-t", pane.id)
+    wait_for_death(pane.pid)
+    assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(lost=True)
+
+
+def test_exit_is_lost_with_the_server(lab: Lab) -> None:
+    pane = lab.sh("a", "read x")
+    lab.end_server()
+    wait_for_death(pane.pid)
+    assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(lost=True)
+
+
+def test_exit_of_an_earlier_process_of_the_pane_is_lost(lab: Lab) -> None:
+    earlier = lab.sh_to_the_end("a", "exit 3")
+    lab.sh("a", "read x")
+    assert lab.terminal.exit_of(earlier.id, earlier.pid) == Exit(lost=True)
+
+
+def test_exit_that_tmux_does_not_tell_is_lost_and_not_zero(lab: Lab) -> None:
+    """The caller is wrong here: the process lives. What tmux shows is what it shows before it has reaped a zombie."""
+    pane = lab.sh("a", "read x")
+    assert lab.terminal.exit_of(pane.id, pane.pid, timeout=0) == Exit(lost=True)
+
+
+def test_exit_cannot_be_asked_of_a_stopped_server(lab: Lab) -> None:
+    pane = lab.sh_to_the_end("a", "exit 3")
+    hasty = lab.another_terminal(timeout=0.5)
+    server = lab.terminal.server_pid()
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    with pytest.raises(TerminalError, match="no answer within"):
+        hasty.exit_of(pane.id, pane.pid)
+
+
+@pytest.mark.parametrize(("text", "number"), [("9", 9), ("KILL", 9), ("SIGSEGV", 11)])
+def test_signal_is_a_number_or_a_name(text: str, number: int) -> None:
+    match = terminal._ROW.fullmatch(f"%0 77 1 [] [{text}] a")
+    assert match is not None
+    assert terminal._row(match).exit == Exit(signal=number)

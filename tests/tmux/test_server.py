@@ -1,0 +1,221 @@
+"""Whether there is a server, which tmux it is, and that it obeys our configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from forge_supervisor import terminal
+from forge_supervisor.terminal import Terminal, TerminalError, TerminalTimeoutError, conf_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tmux_lab import Lab
+
+
+def test_server_pid(lab: Lab) -> None:
+    assert lab.terminal.server_pid() == int(lab.tmux("display-message", "-p", "#{pid}"))
+
+
+def test_no_server(empty_lab: Lab) -> None:
+    assert empty_lab.terminal.server_pid() is None
+
+
+def test_no_server_on_the_socket_of_a_dead_one(lab: Lab) -> None:
+    server = lab.terminal.server_pid()
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    lab.end_server()
+    assert lab.terminal.socket_path.is_socket()
+    assert lab.terminal.server_pid() is None
+
+
+def test_a_file_in_the_socket_s_place_is_an_error(empty_lab: Lab) -> None:
+    empty_lab.terminal.socket_path.parent.mkdir()
+    empty_lab.terminal.socket_path.touch()
+    with pytest.raises(TerminalError, match="refused"):
+        empty_lab.terminal.server_pid()
+
+
+def test_an_unreachable_socket_is_an_error(empty_lab: Lab) -> None:
+    empty_lab.terminal.socket_path.parent.touch()
+    with pytest.raises(TerminalError, match="Not a directory"):
+        empty_lab.terminal.server_pid()
+
+
+def test_a_forbidden_socket_is_an_error(lab: Lab) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("needs a user other than root: nothing is forbidden to root")
+    lab.terminal.socket_path.parent.chmod(0)
+    try:
+        with pytest.raises(TerminalError, match="Permission denied"):
+            lab.terminal.server_pid()
+    finally:
+        lab.terminal.socket_path.parent.chmod(0o700)
+
+
+def test_another_user_s_server_is_an_error(empty_lab: Lab) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    program = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)"
+    )
+    empty_lab.directory.chmod(0o755)
+    empty_lab.terminal.socket_path.parent.mkdir()
+    empty_lab.terminal.socket_path.parent.chmod(0o777)
+    argv = ["/usr/bin/python3", "-c", f"{program}; s.accept()", os.fspath(empty_lab.terminal.socket_path)]
+    with subprocess.Popen(argv, user=65534, stdout=subprocess.PIPE) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()
+        with pytest.raises(TerminalError, match="belongs to uid 65534"):
+            empty_lab.terminal.server_pid()
+
+
+def test_no_call_starts_a_server(empty_lab: Lab) -> None:
+    with pytest.raises(TerminalError, match="list-sessions: "):
+        empty_lab.terminal.panes()
+    with pytest.raises(TerminalError):
+        empty_lab.terminal.open("a", ["/bin/sleep", "9"])
+    assert empty_lab.terminal.server_pid() is None
+
+
+def test_a_server_without_sessions_has_no_panes(lab: Lab) -> None:
+    assert lab.terminal.panes() == []
+
+
+def test_wait_for_server_that_is_just_starting(empty_lab: Lab) -> None:
+    empty_lab.launch_server()
+    assert empty_lab.terminal.wait_for_server(20) == empty_lab.terminal.server_pid()
+
+
+def test_wait_for_the_next_server_after_kill_server(lab: Lab) -> None:
+    lab.tmux("kill-server")
+    lab.end_server()
+    assert lab.start_server() == lab.terminal.server_pid()
+
+
+def test_wait_for_server_gives_up(empty_lab: Lab) -> None:
+    with pytest.raises(TerminalError, match=r"no server|error connecting"):
+        empty_lab.terminal.wait_for_server(0.05)
+
+
+def test_stopped_server_is_an_error_within_bounds(lab: Lab) -> None:
+    hasty = lab.another_terminal(timeout=0.2)
+    server = lab.terminal.server_pid()
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    with pytest.raises(TerminalTimeoutError, match=r"no answer within 0\.2 s"):
+        hasty.panes()
+    with pytest.raises(TerminalTimeoutError):
+        hasty.open("a", ["/bin/sleep", "9"])
+    with pytest.raises(TerminalTimeoutError):
+        hasty.wait_for_server(0.1)
+    assert hasty.server_pid() == server
+
+
+def test_full_queue_of_a_stopped_server_is_an_error(empty_lab: Lab) -> None:
+    path = empty_lab.terminal.socket_path
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as first:
+        deaf.bind(os.fspath(path))
+        deaf.listen(0)
+        first.connect(os.fspath(path))
+        with pytest.raises(TerminalError, match="unavailable"):
+            empty_lab.terminal.server_pid()
+
+
+def _tmux_that_says(directory: Path, text: str) -> Terminal:
+    program = directory / "tmux"
+    program.write_text(f"#!/bin/sh\necho {text}\n")
+    program.chmod(0o755)
+    return Terminal("forge", env={}, tmux=str(program))
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("tmux 3.3a", (3, 3)),
+        ("tmux 3.5a", (3, 5)),
+        ("tmux 3.10", (3, 10)),
+        ("tmux next-3.6", (3, 6)),
+        ("tmux openbsd-7.4", (7, 4)),
+    ],
+)
+def test_version(tmp_path: Path, text: str, version: tuple[int, int]) -> None:
+    said = _tmux_that_says(tmp_path, text)
+    said.require_version()
+    assert said.version() == version
+
+
+@pytest.mark.parametrize("text", ["tmux 3.1c", "tmux 3.2a", "tmux 2.9"])
+def test_tmux_too_old(tmp_path: Path, text: str) -> None:
+    with pytest.raises(TerminalError) as caught:
+        _tmux_that_says(tmp_path, text).require_version()
+    assert str(caught.value) == f"{text} is too old: 3.3 or newer is needed (apt-get install tmux)"
+
+
+def test_tmux_of_unknown_version(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match=r"cannot read the version of 'tmux master': 3\.3 or newer is needed"):
+        _tmux_that_says(tmp_path, "tmux master").require_version()
+
+
+def test_this_tmux_is_new_enough(empty_lab: Lab) -> None:
+    empty_lab.terminal.require_version()
+
+
+def test_no_tmux(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match=r"^tmux not found \(apt-get install tmux\)$"):
+        Terminal("forge", env={"PATH": str(tmp_path)}).require_version()
+
+
+def test_tmux_that_may_not_be_run(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match="cannot be run: Permission denied"):
+        Terminal("forge", env={}, tmux=str(tmp_path)).require_version()
+
+
+def test_our_configuration_took_effect(lab: Lab) -> None:
+    assert lab.terminal._differences() == []
+    assert lab.tmux("show-options", "-gv", "remain-on-exit") == "on\n"
+    assert lab.tmux("show-options", "-g", "update-environment") == "update-environment\n"
+    lab.terminal.configure()
+
+
+def test_server_of_another_configuration_is_given_ours(empty_lab: Lab) -> None:
+    other = empty_lab.directory / "other.conf"
+    other.write_text("set -g remain-on-exit off\nset -g mouse off\n")
+    empty_lab.start_server(other)
+    assert "remain-on-exit on" in empty_lab.terminal._differences()
+    empty_lab.terminal.configure()
+    assert empty_lab.terminal._differences() == []
+    empty_lab.sh_to_the_end("a", "exit 3")
+    assert [pane.dead for pane in empty_lab.terminal.panes()] == [True]
+
+
+@pytest.mark.parametrize("line", ["set -g remain-on-exits on", "set -g remain-on-exit perhaps", "set -g mouse"])
+def test_line_that_tmux_cannot_use_is_an_error(empty_lab: Lab, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """Tmux says nothing of it when started with `-f`."""
+    bad = empty_lab.directory / "bad.conf"
+    bad.write_text(f"{conf_path().read_text()}\n{line}\n")
+    monkeypatch.setattr(terminal, "conf_path", lambda: bad)
+    empty_lab.start_server(bad)
+    with pytest.raises(TerminalError):
+        empty_lab.terminal.configure()
+
+
+def test_configuration_can_be_read_by_every_user() -> None:
+    assert conf_path().stat().st_mode & 0o444 == 0o444
+
+
+def test_users_own_tmux_conf_is_not_read(empty_lab: Lab) -> None:
+    (empty_lab.directory / ".tmux.conf").write_text("set -g destroy-unattached on\nset -g @read yes\n")
+    empty_lab.start_server()
+    empty_lab.sh("a", "read x")
+    assert empty_lab.sessions() == ["agent-a"]
+    assert "@read" not in empty_lab.tmux("show-options", "-g")
+    assert empty_lab.tmux("show-options", "-gv", "destroy-unattached") == "off\n"

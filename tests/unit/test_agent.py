@@ -1,0 +1,441 @@
+"""The rules that are the state machine's, instant: time is a number, the world a list of what was asked of it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from forge_supervisor import events
+from forge_supervisor.agent import AT_REST, Lifecycle, State
+from forge_supervisor.config import Agent, Problem
+from forge_supervisor.policy import Exit, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class FakeTimer:
+    def __init__(self, due: float, callback: Callable[[], None]) -> None:
+        self.due = due
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.timers: list[tuple[float, int, FakeTimer]] = []
+        self._order = itertools.count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> FakeTimer:
+        timer = FakeTimer(self.now + delay, callback)
+        heapq.heappush(self.timers, (timer.due, next(self._order), timer))
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.timers and self.timers[0][0] <= end:
+            self.now, _, timer = heapq.heappop(self.timers)
+            if not timer.cancelled:
+                timer.callback()
+        self.now = end
+
+    @property
+    def pending(self) -> int:
+        return sum(not timer.cancelled for _, _, timer in self.timers)
+
+
+class FakeRunner:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
+        self.asked.append("launch")
+
+    def terminate(self) -> None:
+        self.asked.append("terminate")
+
+    def kill(self) -> None:
+        self.asked.append("kill")
+
+
+class Desk:
+    """One agent, and everything that it sees of the world."""
+
+    def __init__(self, *, stop_exit_status: frozenset[int] = frozenset(), **keys: Any) -> None:
+        self.clock = FakeClock()
+        self.runner = FakeRunner()
+        self.events: list[events.Event] = []
+        self.life = Lifecycle(
+            Agent.model_validate({"name": "scout", "run_as": "team", "role": "Look around.", **keys}),
+            self.runner,
+            clock=self.clock,
+            emit=self.events.append,
+            stop_exit_status=stop_exit_status,
+        )
+
+    @property
+    def launches(self) -> int:
+        return self.runner.asked.count("launch")
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+    def run(self) -> None:
+        self.life.start()
+        self.life.launched(4711)
+
+    def end(self, exit_: Exit, screen: tuple[str, ...] = ()) -> None:
+        self.life.died()
+        self.life.exited(exit_, screen)
+
+    def last(self, kind: type[events.Event]) -> Any:
+        return next(event for event in reversed(self.events) if isinstance(event, kind))
+
+
+def test_three_starts_in_a_minute_then_failed_at_15_seconds() -> None:
+    desk = Desk()
+    begin = desk.clock.now
+    starts = []
+    desk.life.start()
+    while desk.life.state is State.STARTING:
+        starts.append(desk.clock.now - begin)
+        desk.life.launched(4711)
+        desk.end(Exit(code=1))
+        assert desk.life.state is State.AUTO_RESTART
+        desk.clock.advance(5)
+    assert starts == [0, 5, 10]
+    assert desk.clock.now - begin == 15
+    assert (desk.life.state, desk.life.result) == (State.FAILED, Result.EXIT_CODE)
+    assert desk.life.start_limit_hit
+    assert desk.life.n_restarts == 3, "counted when it came due, before it was refused"
+    assert desk.clock.pending == 0
+    failed = desk.last(events.AgentFailed)
+    assert failed.start_limit_hit
+    assert "start limit hit: 3 starts in 60 s; forgectl reset-failed scout" in failed.sentence()
+
+
+def test_an_agent_that_lives_long_enough_is_restarted_for_ever() -> None:
+    desk = Desk()
+    desk.life.start()
+    for _ in range(20):
+        desk.life.launched(4711)
+        desk.clock.advance(15.5)
+        desk.end(Exit(code=1))
+        desk.clock.advance(5)
+        assert desk.life.state is State.STARTING
+    assert desk.life.n_restarts == 20
+
+
+def test_the_limit_counts_starts_by_hand_too() -> None:
+    desk = Desk(restart={"policy": "no"})
+    for _ in range(3):
+        desk.run()
+        desk.end(Exit(code=0))
+    desk.life.start()
+    assert (desk.life.state, desk.life.start_limit_hit) == (State.FAILED, True)
+    assert desk.life.result is Result.SUCCESS, "systemd keeps the result; the flag says the rest"
+    desk.life.start()
+    assert desk.launches == 3
+    desk.clock.advance(60.001)
+    desk.life.start()
+    assert desk.life.state is State.STARTING
+    assert not desk.life.start_limit_hit
+
+
+def test_reset_failed_forgets_the_limit_the_restarts_and_the_result() -> None:
+    desk = Desk()
+    desk.life.start()
+    while desk.life.state is State.STARTING:
+        desk.life.launch_failed(Problem(key="harness", text="claude was not found"))
+        desk.clock.advance(5)
+    desk.life.reset_failed()
+    assert desk.life.state is State.INACTIVE
+    assert (desk.life.result, desk.life.n_restarts, desk.life.start_limit_hit) == (Result.SUCCESS, 0, False)
+    desk.life.start()
+    assert desk.life.state is State.STARTING
+
+
+def test_a_failed_launch_follows_the_restart_policy() -> None:
+    desk = Desk()
+    desk.life.start()
+    desk.life.launch_failed(Problem(key="cwd", text="/gone is no directory"))
+    assert (desk.life.state, desk.life.result, desk.life.exit) == (State.AUTO_RESTART, Result.RESOURCES, None)
+    failure = desk.last(events.AgentStartFailed)
+    assert (failure.key, failure.next) == ("cwd", "restarting in 5 s")
+    never = Desk(restart={"policy": "no"})
+    never.life.start()
+    never.life.launch_failed(Problem(key="cwd", text="/gone is no directory"))
+    assert never.life.state is State.FAILED
+
+
+def test_a_stop_waits_for_the_launch_and_then_terminates() -> None:
+    desk = Desk()
+    desk.life.start()
+    desk.life.stop()
+    assert desk.life.state is State.STOPPING
+    assert desk.runner.asked == ["launch"]
+    desk.life.launched(4711)
+    assert desk.runner.asked == ["launch", "terminate"]
+    desk.end(Exit(signal=15))
+    assert (desk.life.state, desk.life.result) == (State.INACTIVE, Result.SUCCESS)
+    assert desk.clock.pending == 0
+
+
+def test_a_stop_while_the_launch_fails() -> None:
+    desk = Desk()
+    desk.life.start()
+    desk.life.stop()
+    desk.life.launch_failed(Problem(key="", text="no tmux"))
+    assert (desk.life.state, desk.clock.pending) == (State.FAILED, 0)
+
+
+def test_a_stop_that_is_not_heeded_kills_and_is_a_timeout() -> None:
+    desk = Desk(stop_timeout_sec=7)
+    desk.run()
+    desk.life.stop()
+    desk.clock.advance(6.9)
+    assert desk.runner.asked == ["launch", "terminate"]
+    desk.clock.advance(0.2)
+    assert desk.runner.asked == ["launch", "terminate", "kill"]
+    desk.end(Exit(signal=9))
+    assert (desk.life.state, desk.life.result) == (State.FAILED, Result.TIMEOUT)
+    assert desk.clock.pending == 0, "a manual stop is never undone"
+
+
+def test_a_stop_without_a_timeout_waits_for_ever() -> None:
+    desk = Desk(stop_timeout_sec="infinity")
+    desk.run()
+    desk.life.stop()
+    assert desk.clock.pending == 0
+
+
+def test_a_hurried_stop_kills_now_but_never_what_has_died() -> None:
+    desk = Desk()
+    desk.run()
+    desk.life.kill()
+    assert desk.runner.asked == ["launch"], "nobody asked for a stop"
+    desk.life.stop()
+    desk.life.kill()
+    assert desk.runner.asked == ["launch", "terminate", "kill"]
+    desk.life.died()
+    desk.life.kill()
+    desk.life.exited(Exit(signal=9))
+    assert desk.runner.asked == ["launch", "terminate", "kill"]
+
+
+@pytest.mark.parametrize(("requested", "state"), [(True, State.INACTIVE), (False, State.AUTO_RESTART)])
+def test_143_is_clean_only_while_a_requested_stop_is_under_way(requested: bool, state: State) -> None:
+    desk = Desk(stop_exit_status=frozenset({143}))
+    desk.run()
+    if requested:
+        desk.life.stop()
+    desk.end(Exit(code=143))
+    assert desk.life.state is state
+
+
+@pytest.mark.parametrize(
+    ("exit_", "state", "result"),
+    [
+        (Exit(code=0), State.INACTIVE, Result.SUCCESS),
+        (Exit(signal=15), State.INACTIVE, Result.SUCCESS),
+        (Exit(code=3), State.FAILED, Result.EXIT_CODE),
+        (Exit(signal=9), State.FAILED, Result.SIGNAL),
+        (Exit(lost=True), State.FAILED, Result.LOST),
+    ],
+)
+def test_a_manual_stop_is_never_undone_by_a_restart(exit_: Exit, state: State, result: Result) -> None:
+    desk = Desk(restart={"policy": "always"})
+    desk.run()
+    desk.life.stop()
+    desk.end(exit_)
+    assert (desk.life.state, desk.life.result) == (state, result)
+    desk.clock.advance(3600)
+    assert desk.launches == 1
+
+
+def test_a_stop_while_waiting_cancels_the_restart() -> None:
+    desk = Desk()
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.life.stop()
+    assert (desk.life.state, desk.clock.pending) == (State.INACTIVE, 0)
+    assert desk.names[-1] == "agent_stopped"
+
+
+def test_a_stop_while_leftovers_are_cleared_prevents_the_restart() -> None:
+    desk = Desk()
+    desk.run()
+    desk.life.died()
+    assert desk.life.state is State.STOPPING, "running means running"
+    desk.life.stop()
+    desk.life.exited(Exit(code=1))
+    assert (desk.life.state, desk.clock.pending) == (State.FAILED, 0)
+
+
+def test_a_start_while_waiting_starts_at_once_and_clears_the_restarts() -> None:
+    desk = Desk()
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.clock.advance(5)
+    desk.life.launched(4712)
+    desk.end(Exit(code=1))
+    assert desk.life.n_restarts == 1
+    desk.life.start()
+    assert (desk.life.state, desk.life.n_restarts, desk.launches, desk.clock.pending) == (State.STARTING, 0, 3, 0)
+
+
+def test_a_start_while_stopping_waits_for_the_stop() -> None:
+    desk = Desk()
+    desk.run()
+    desk.life.restart()
+    assert desk.launches == 1
+    desk.end(Exit(signal=15))
+    assert (desk.life.state, desk.launches) == (State.STARTING, 2)
+    assert desk.last(events.AgentExited).next == "starting again as requested"
+
+
+def test_the_last_word_of_stop_and_start_counts() -> None:
+    desk = Desk()
+    desk.run()
+    desk.life.restart()
+    desk.life.stop()
+    desk.end(Exit(signal=15))
+    assert (desk.life.state, desk.launches) == (State.INACTIVE, 1)
+
+
+def test_an_exit_is_reported_whole() -> None:
+    desk = Desk()
+    desk.run()
+    desk.clock.advance(12.5)
+    desk.end(Exit(code=3), ("Traceback", "ValueError: 3"))
+    exited = desk.last(events.AgentExited)
+    assert (exited.agent, exited.run_as, exited.pid) == ("scout", "team", 4711)
+    assert (exited.exit_code, exited.signal, exited.uptime_sec) == (3, None, 12.5)
+    assert (exited.result, exited.n_restarts, exited.next) == (Result.EXIT_CODE, 0, "restarting in 5 s")
+    assert exited.screen == "Traceback\nValueError: 3"
+    assert desk.names == ["agent_started", "agent_exited", "agent_restarting"]
+
+
+def test_the_time_that_clearing_leftovers_takes_is_no_uptime() -> None:
+    desk = Desk()
+    desk.run()
+    desk.clock.advance(3)
+    desk.life.died()
+    desk.clock.advance(2)
+    desk.life.exited(Exit(code=0))
+    assert desk.last(events.AgentExited).uptime_sec == 3
+
+
+def test_every_session_has_its_own_invocation() -> None:
+    desk = Desk()
+    desk.run()
+    first = desk.life.invocation
+    desk.end(Exit(code=1))
+    desk.clock.advance(5)
+    assert first != desk.life.invocation
+
+
+def test_new_restart_rules_hold_from_now_on_and_keep_the_window() -> None:
+    desk = Desk()
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.clock.advance(5)
+    desk.life.launched(4711)
+    desk.life.reconfigure(Desk(restart={"limit_burst": 2}).life.agent, frozenset())
+    desk.end(Exit(code=1))
+    desk.clock.advance(5)
+    assert desk.life.state is State.FAILED
+    assert desk.life.start_limit_hit
+
+
+class Anything(RuleBasedStateMachine):
+    """Whatever happens in whatever order: no transition is refused, no timer is left behind, no agent runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = Desk(stop_timeout_sec=3, restart={"delay_sec": 1, "limit_interval_sec": 10})
+        self.launched = 0
+        self.alive = self.dying = False
+
+    @property
+    def launching(self) -> bool:
+        return self.desk.launches > self.launched
+
+    @rule()
+    def start(self) -> None:
+        self.desk.life.start()
+
+    @rule()
+    def stop(self) -> None:
+        self.desk.life.stop()
+
+    @rule()
+    def restart(self) -> None:
+        self.desk.life.restart()
+
+    @rule()
+    def reset_failed(self) -> None:
+        self.desk.life.reset_failed()
+
+    @rule()
+    def hurry(self) -> None:
+        self.desk.life.kill()
+
+    @rule(seconds=st.floats(0, 20))
+    def advance(self, seconds: float) -> None:
+        self.desk.clock.advance(seconds)
+
+    @precondition(lambda self: self.launching)
+    @rule()
+    def launch(self) -> None:
+        self.launched += 1
+        self.alive = True
+        self.desk.life.launched(4711)
+
+    @precondition(lambda self: self.launching)
+    @rule()
+    def fail(self) -> None:
+        self.launched += 1
+        self.desk.life.launch_failed(Problem(key="", text="no"))
+
+    @precondition(lambda self: self.alive)
+    @rule()
+    def die(self) -> None:
+        self.alive, self.dying = False, True
+        self.desk.life.died()
+
+    @precondition(lambda self: self.dying)
+    @rule(exit_=st.sampled_from([Exit(code=0), Exit(code=1), Exit(signal=9), Exit(lost=True)]))
+    def report(self, exit_: Exit) -> None:
+        self.dying = False
+        self.desk.life.exited(exit_)
+
+    @invariant()
+    def state_is_true(self) -> None:
+        state = self.desk.life.state
+        assert (state is State.RUNNING) <= self.alive
+        assert not (self.launching and (self.alive or self.dying)), "two sessions at once"
+        assert self.desk.clock.pending <= 1
+        if state in AT_REST:
+            assert not (self.alive or self.dying or self.launching)
+            assert self.desk.clock.pending == 0
+        if state is State.AUTO_RESTART:
+            assert self.desk.clock.pending == 1
+
+
+TestAnything = Anything.TestCase
+TestAnything.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
