@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from forge_supervisor.config_files import ConfigError as ConfigError  # noqa: PLC0414 - part of what load() is
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails, core_schema
 
 Policy = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog"]
+
+_NO_OTHERS: dict[str, JsonValue] = {"additionalProperties": False}
 
 
 class _Model(BaseModel):
@@ -89,7 +91,7 @@ class AgentTable(_Model):
     """The model, by an alias or a full name that the harness knows (unset: the harness's own choice)."""
     effort: Words = "max"
     """How hard the model thinks: "low", "medium", "high", "xhigh" or "max"."""
-    env: dict[VariableName, Text] = Field(default_factory=dict, repr=False)
+    env: dict[VariableName, Text] = Field(default_factory=dict, repr=False, json_schema_extra=_NO_OTHERS)
     """Environment variables of the agent. Agents of one user can read each other's."""
     enabled: bool = True
     """Whether the agent is started together with the supervisor."""
@@ -130,7 +132,7 @@ class File(_Model):
     """The name of each user's tmux socket: tmux -L <socket_name>."""
     defaults: AgentTable = Field(default_factory=AgentTable)
     """Keys for all agents. An agent's own win; tables (restart, env) are merged key by key."""
-    agents: dict[AgentName, AgentTable] = Field(default_factory=dict, json_schema_extra={"additionalProperties": False})
+    agents: dict[AgentName, AgentTable] = Field(default_factory=dict, json_schema_extra=_NO_OTHERS)
     """The agents, by name: a-z, 0-9 and "-", at most 48 characters. An agent stands in one file only."""
     harnesses: dict[Words, HarnessSettings] = Field(default_factory=dict)
     """Settings for all agents of a harness, by the harness's name."""

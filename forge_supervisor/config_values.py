@@ -40,7 +40,7 @@ class ExitStatuses:
 
 
 def duration(value: object) -> float:
-    """Read seconds: a number of them, or a time span as systemd.time(7) has it; "infinity" is math.inf.
+    """Read seconds: a number of them, or a time span as systemd.time(7) has it; "infinity" and TOML's inf are math.inf.
 
     Raises ValueError, with a sentence, for all else.
     """
@@ -58,9 +58,9 @@ def duration(value: object) -> float:
 def _number(value: float) -> float:
     try:
         seconds = float(value)
-    except OverflowError:  # TOML's integers have no end here
-        seconds = math.inf
-    if not math.isfinite(seconds):
+    except OverflowError:  # Python's integers have no end
+        seconds = math.nan
+    if math.isnan(seconds):
         raise ValueError(_NOT_A_DURATION)
     return seconds
 

@@ -113,7 +113,7 @@ class AgentRestarting(AgentEvent):
     n_restarts: int
 
     def sentence(self) -> str:
-        return f"{self.agent} will be restarted in {duration(self.delay_sec)} (restart {self.n_restarts})"
+        return f"{self.agent} will be restarted in {duration(self.delay_sec)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

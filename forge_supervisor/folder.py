@@ -76,8 +76,10 @@ class Folder:
         with explained(path):
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._fd)
-            self._refuse_what_is_no_directory(name)
-            folder = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=self._fd), path)
+            try:
+                folder = Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=self._fd), path)
+            except NotADirectoryError:
+                raise WorkspaceError(self._why_no_directory(name)) from None
             try:
                 folder._close_to_others()
             except BaseException:
@@ -85,14 +87,11 @@ class Folder:
                 raise
             return folder
 
-    def _refuse_what_is_no_directory(self, name: str) -> None:
-        mode = self._status(name).st_mode
-        if stat.S_ISLNK(mode):
+    def _why_no_directory(self, name: str) -> str:
+        if stat.S_ISLNK(self._status(name).st_mode):
             target = os.readlink(name, dir_fd=self._fd)
-            text = f"is a symbolic link to {target} (remove it: the directory must be a real one)"
-            raise WorkspaceError(f"{self.path / name} {text}")
-        if not stat.S_ISDIR(mode):
-            raise WorkspaceError(f"{self.path / name} is no directory (move it away)")
+            return f"{self.path / name} is a symbolic link to {target} (remove it: the directory must be a real one)"
+        return f"{self.path / name} is no directory (move it away)"
 
     def _close_to_others(self) -> None:
         status = os.fstat(self._fd)

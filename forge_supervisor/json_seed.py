@@ -141,6 +141,7 @@ class _Lock:
 def _break_if_stale(path: Path) -> None:
     with suppress(FileNotFoundError):
         if path.lstat().st_mtime < time.time() - STALE:
+            path.rmdir()
             return
     time.sleep(_RETRY)
 

@@ -143,14 +143,15 @@ def login_environment(user: User) -> dict[str, str]:
     return {"HOME": str(user.home), "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell, "LANG": "C.UTF-8"}
 
 
-def agent_environment(user: User, agent: Agent, from_harness: Mapping[str, str], invocation: str) -> dict[str, str]:
-    """Make an agent's environment, from nothing; launch.py adds TERM, TMUX and TMUX_PANE."""
-    runtime = Path(f"/run/user/{user.uid}")
+def agent_environment(user: User, agent: Agent, from_worker: Mapping[str, str], invocation: str) -> dict[str, str]:
+    """Make an agent's environment, from nothing; launch.py adds TERM, TMUX and TMUX_PANE.
+
+    `from_worker` is what its harness wants, and what only the user can see.
+    """
     return {
         **login_environment(user),
         "PATH": ":".join(search_path(agent, Path(user.home))),
-        **({"XDG_RUNTIME_DIR": str(runtime)} if runtime.is_dir() else {}),
-        **from_harness,
+        **from_worker,
         **agent.env,
         "FORGE_AGENT": agent.name,
         # As systemd's; also what tells an agent's processes from others after it has died.

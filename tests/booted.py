@@ -162,38 +162,33 @@ def booted(directory: Path) -> Iterator[Machine]:
     """Boot a machine, its files below `directory` (must be empty), and power it off at the end."""
     name = f"forge-test-{os.getpid()}"
     console = directory / "console"
+    socket_path = directory / "notify"
     overlay = directory / "machine"
     overlay.mkdir()
+    # The machine powers off even when the tests are killed. KILL would be too much: nspawn's child outlives it.
+    private = ["setpriv", "--pdeathsig=TERM", "unshare", "--mount", "sh", "-c", BOOT, "sh", str(overlay), name]
+    options = ["--register=no", "--notify-ready=yes", "--console=pipe", f"--bind-ro={CHECKOUT}", "--boot"]
+    # the resource limits of systemd are those of cgroup v2
+    environment = {"PATH": PATH, "NOTIFY_SOCKET": str(socket_path), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
     try:
-        with _notify_socket(directory / "notify") as notifications, console.open("wb") as log:
-            # The machine powers off even when the tests are killed. KILL would be too much: nspawn's child outlives it.
-            private = ["setpriv", "--pdeathsig=TERM", "unshare", "--mount", "sh", "-c", BOOT, "sh", str(overlay), name]
-            options = ["--register=no", "--notify-ready=yes", "--console=pipe", f"--bind-ro={CHECKOUT}", "--boot"]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, console.open("wb") as log:
+            notifications.bind(str(socket_path))
             nspawn = subprocess.Popen(
                 [*private, *options, "systemd.unit=multi-user.target"],
-                env={
-                    "PATH": PATH,
-                    "NOTIFY_SOCKET": str(directory / "notify"),
-                    # the resource limits of systemd are those of cgroup v2
-                    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-                },
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
             try:
-                yield _ready(nspawn, notifications, console)
+                machine = _ready(nspawn, notifications, console)
+                # A socket that is full and not read would block nspawn; to a closed one it just fails to send.
+                notifications.close()
+                yield machine
             finally:
                 _power_off(nspawn)
     finally:
         _remove_cgroups(name)
-
-
-@contextlib.contextmanager
-def _notify_socket(path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifications:
-        notifications.bind(str(path))
-        yield notifications
 
 
 def _ready(nspawn: subprocess.Popen[bytes], notifications: socket.socket, console: Path) -> Machine:

@@ -155,7 +155,7 @@ class _Preparation:
         self._check_cwd(plan, missing_ok=not write)
         self._note(program.preflight(self._agent, plan, self._paths))
         self._check_version(program, plan)
-        return Prepared(argv=list(plan.argv), cwd=str(plan.cwd), env=dict(plan.env), findings=self._findings)
+        return Prepared(argv=list(plan.argv), cwd=str(plan.cwd), env={**_runtime(), **plan.env}, findings=self._findings)
 
     def _build(self, plan: LaunchPlan) -> None:
         try:
@@ -192,6 +192,12 @@ class _Preparation:
             if problem.fatal:
                 raise _FatalError(problem.key, problem.text)
             self._findings.append(Finding(key=problem.key, text=problem.text, fatal=False))
+
+
+def _runtime() -> dict[str, str]:
+    # Made by logind while the user is logged in or lingers; a sandboxed supervisor cannot look.
+    directory = Path(f"/run/user/{os.getuid()}")
+    return {"XDG_RUNTIME_DIR": str(directory)} if directory.is_dir() else {}
 
 
 def paths_of(agent: Agent, home: Path) -> Paths:

@@ -175,7 +175,7 @@ def test_a_failed_launch_follows_the_restart_policy() -> None:
     desk.life.launch_failed(Problem(key="cwd", text="/gone is no directory"))
     assert (desk.life.state, desk.life.result, desk.life.exit) == (State.AUTO_RESTART, Result.RESOURCES, None)
     failure = desk.last(events.AgentStartFailed)
-    assert (failure.key, failure.next) == ("cwd", "restarting in 5 s")
+    assert (failure.key, failure.next) == ("agents.scout.cwd", "restarting in 5 s")
     never = Desk(restart={"policy": "no"})
     never.life.start()
     never.life.launch_failed(Problem(key="cwd", text="/gone is no directory"))

@@ -82,15 +82,23 @@ NO_SPANS = [
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(0, 0), (5, 5), (0.5, 0.5), (10**9, 1e9), ("5s", 5), ("1min 30s", 90), ("500ms", 0.5), ("infinity", math.inf)],
+    [
+        (0, 0),
+        (5, 5),
+        (0.5, 0.5),
+        (10**9, 1e9),
+        ("5s", 5),
+        ("1min 30s", 90),
+        ("500ms", 0.5),
+        ("infinity", math.inf),
+        (math.inf, math.inf),
+    ],
 )
 def test_durations(value: object, seconds: float) -> None:
     assert duration(value) == seconds
 
 
-@pytest.mark.parametrize(
-    "value", [*NO_SPANS, True, False, None, [], {}, math.inf, math.nan, 10**400, "9" * 400, "-infinity"]
-)
+@pytest.mark.parametrize("value", [*NO_SPANS, True, False, None, [], {}, math.nan, 10**400, "9" * 400, "-infinity"])
 def test_what_is_no_duration(value: object) -> None:
     with pytest.raises(ValueError, match=r"number of seconds or a time span|is no unit of time"):
         duration(value)

@@ -63,7 +63,7 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         events.AgentRestarting(**WHO, delay_sec=5, n_restarts=2),
         "agent_restarting",
         "info",
-        "scout will be restarted in 5 s (restart 2)",
+        "scout will be restarted in 5 s",
     ),
     (
         events.AgentFailed(**WHO, result="exit-code", start_limit_hit=False, n_restarts=0, **LIMIT),

@@ -109,13 +109,19 @@ class TestDirectories:
         assert (elsewhere / "forge/agents/scout").is_dir()
 
     @pytest.mark.parametrize("link", ["forge", "forge/agents", "forge/agents/scout", "forge/launch/scout"])
-    @pytest.mark.parametrize("target", ["/tmp", "/nowhere"])
-    def test_a_state_dir_that_is_a_symlink_to_elsewhere_is_refused(self, paths: Paths, link: str, target: str) -> None:
+    @pytest.mark.parametrize("dangling", [False, True])
+    def test_a_state_dir_that_is_a_symlink_to_elsewhere_is_refused(
+        self, paths: Paths, link: str, *, dangling: bool
+    ) -> None:
+        elsewhere = paths.home.parent / "elsewhere"
+        if not dangling:
+            elsewhere.mkdir(mode=0o755)
         place = paths.home / ".local/state" / link
         place.parent.mkdir(parents=True)
-        place.symlink_to(target)
-        with pytest.raises(WorkspaceError, match=f"{place} is a symbolic link to {target} .remove it"):
+        place.symlink_to(elsewhere)
+        with pytest.raises(WorkspaceError, match=f"{place} is a symbolic link to {elsewhere} .remove it"):
             build(plan_of(paths, File(paths.state / "CLAUDE.md", "x")), paths)
+        assert dangling or (mode_of(elsewhere), names_in(elsewhere)) == (0o755, [])
 
     def test_a_file_in_the_place_of_one_is_named(self, paths: Paths) -> None:
         paths.state.parent.mkdir(parents=True)
@@ -190,6 +196,7 @@ class TestFiles:
     def test_a_symlink_is_replaced_and_never_followed(self, paths: Paths) -> None:
         victim = paths.home / "victim"
         victim.write_text("same")
+        victim.chmod(0o600)
         paths.state.mkdir(parents=True)
         (paths.state / "CLAUDE.md").symlink_to(victim)
         for text in ("same", "new"):
@@ -368,18 +375,24 @@ class TestLock:
         seed = seed_of(paths, {"a": 1})
         seed.path.write_text('{"before": 1}')
         serialized = json_seed.serialized
+        still_there = []
+
+        def other() -> None:
+            still_there.append(seed.lock.exists())
+            seed.lock.rmdir()
 
         def stopped(content: dict[str, Any]) -> bytes:
             monkeypatch.setattr(json_seed, "serialized", serialized)
             seed.lock.rmdir()
             seed.path.write_text('{"theirs": 1}')
             seed.lock.mkdir()
-            os.utime(seed.lock, (time.time() - json_seed.STALE + 1,) * 2)
+            threading.Timer(0.3, other).start()
             return serialized(content)
 
         monkeypatch.setattr(json_seed, "serialized", stopped)
         sow(paths, {"a": 1})
         assert content_of(seed.path) == {"theirs": 1, "a": 1}
+        assert still_there == [True]
 
     def test_no_one_of_many_loses_a_value(self, paths: Paths) -> None:
         with ThreadPoolExecutor(8) as pool:

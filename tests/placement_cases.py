@@ -1,0 +1,204 @@
+"""What every Placement promises, as coroutines that any of them can be held against.
+
+`python -m placement_cases CASE USER` does it with the placement that is right for the machine and the user it runs as.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from forge_supervisor import units
+from forge_supervisor.units import Placement, PlacementError, Process, User
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+TIMEOUT = 30
+HOSTILE_ARGUMENTS = ["$HOME ${HOME} $$ %h %% a\\b \"q\" 'x'", "", "-", "é\n\t*"]
+HOSTILE_ENVIRONMENT = {"A": "$HOME %h", "B": "\\x \"'\n two", "EMPTY": "", "PATH": "/somewhere", "E": "é"}
+
+
+class Line:
+    """Our end of the socket that a process has as its stdin."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self._ours = ours
+
+    async def read(self, size: int = 1 << 16) -> bytes:
+        async with asyncio.timeout(TIMEOUT):
+            return await asyncio.get_running_loop().sock_recv(self._ours, size)
+
+    async def read_all(self) -> bytes:
+        read = b""
+        while more := await self.read():
+            read += more
+        return read
+
+
+@asynccontextmanager
+async def shell(
+    placement: Placement, user: User, script: str, *arguments: str, env: Mapping[str, str], name: str = "case"
+) -> AsyncIterator[tuple[Process, Line]]:
+    """Run a shell script that has a socket as its descriptor 0, to write to as well."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours:
+        with theirs:
+            process = await placement.run(
+                name, user, ["/bin/sh", "-c", script, "sh", *arguments], env=env, stdin=theirs.fileno()
+            )
+        try:
+            yield process, Line(ours)
+        finally:
+            await process.stop(5)
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def stdin_of(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/fd/0").readlink())
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+class Death:
+    """Pins a process, ours or not, and waits for its end; a zombie has ended."""
+
+    def __init__(self, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+
+    def wait(self) -> None:
+        assert select.select([self._pidfd], [], [], TIMEOUT)[0], "it lives on"
+        os.close(self._pidfd)
+
+
+async def the_environment_and_arguments_are_exactly_those_given(placement: Placement, user: User) -> None:
+    script = "/bin/cat /proc/$$/environ >&0; printf '|%s' \"$@\" >&0"
+    async with shell(placement, user, script, *HOSTILE_ARGUMENTS, env=HOSTILE_ENVIRONMENT) as (_, line):
+        environ, _, arguments = (await line.read_all()).partition(b"|")
+    assert arguments.decode().split("|") == HOSTILE_ARGUMENTS
+    variables = dict(variable.split("=", 1) for variable in environ.decode().split("\0")[:-1])
+    assert variables == HOSTILE_ENVIRONMENT, variables
+
+
+async def an_empty_environment_is_empty(placement: Placement, user: User) -> None:
+    async with shell(placement, user, "/bin/cat /proc/$$/environ >&0", env={}) as (_, line):
+        assert await line.read_all() == b""
+
+
+async def it_runs_as_the_user_in_the_root_directory(placement: Placement, user: User) -> None:
+    script = "exec >&0; id -u; id -g; id -G; pwd; umask; sed -n 's/^SigIgn:.*\\(.....\\)$/\\1/p' /proc/$$/status"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (_, line):
+        uid, gid, groups, cwd, umask, ignored = (await line.read_all()).decode().splitlines()
+    assert (int(uid), int(gid)) == (user.uid, user.gid)
+    assert {int(group) for group in groups.split()} == set(user.groups)
+    assert (cwd, umask) == ("/", "0022")
+    assert not int(ignored, 16) & 1 << 12, "SIGPIPE is ignored"
+
+
+async def without_stdin_it_reads_nothing(placement: Placement, user: User) -> None:
+    process = await placement.run("case", user, ["/bin/sleep", "1000"], env={})
+    assert stdin_of(process.pid) == "/dev/null"
+    await process.stop(5)
+
+
+async def it_ends_on_sigterm_and_its_death_is_seen(placement: Placement, user: User) -> None:
+    script = "trap 'echo bye >&0; exit' TERM; echo up >&0; while :; do sleep 0.01; done"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (process, line):
+        assert await line.read() == b"up\n"
+        assert exists(process.pid)
+        await process.stop(TIMEOUT)
+        assert await line.read_all() == b"bye\n"
+        assert not exists(process.pid), "it is a zombie"
+        await process.stop(TIMEOUT)
+
+
+async def what_ignores_sigterm_is_killed_with_all_its_children(placement: Placement, user: User) -> None:
+    script = "trap '' TERM; sleep 1000 & echo $! >&0; wait"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (process, line):
+        child = Death(int(await line.read()))
+        await process.stop(0.1)
+        child.wait()
+        assert await line.read_all() == b""
+
+
+async def children_do_not_outlive_a_main_process_that_dies(placement: Placement, user: User) -> None:
+    script = "sleep 1000 & echo $! >&0; read line <&0"
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        argv = ["/bin/sh", "-c", script]
+        process = await placement.run("case", user, argv, env={"PATH": "/usr/bin:/bin"}, stdin=theirs.fileno())
+    child, main = Death(int(await Line(ours).read())), Death(process.pid)
+    ours.close()
+    await asyncio.to_thread(main.wait)
+    await asyncio.to_thread(child.wait)
+    await process.stop(5)
+    assert not exists(process.pid), "it is a zombie"
+
+
+async def a_program_that_cannot_be_executed_is_an_error_that_names_it(placement: Placement, user: User) -> None:
+    before = descriptors()
+    for program in ("/nowhere/program", "/etc/passwd"):
+        with pytest.raises(PlacementError, match=program):
+            await placement.run("case", user, [program], env={})
+    assert descriptors() == before
+
+
+async def descriptors_are_not_leaked_and_names_are_free_again(placement: Placement, user: User) -> None:
+    before = descriptors()
+    for _ in range(3):
+        async with shell(placement, user, "echo up >&0; read line <&0", env={}) as (_, line):
+            assert await line.read() == b"up\n"
+    await placement.close()
+    await asyncio.sleep(0)  # a transport that was closed is let go in the next round of the loop
+    assert descriptors() == before
+
+
+async def many_start_at_once(placement: Placement, user: User) -> None:
+    async def one(number: int) -> bytes:
+        script = f"echo {number} >&0; read line <&0"
+        async with shell(placement, user, script, env={}, name=f"case{number}") as (_, line):
+            return await line.read()
+
+    assert await asyncio.gather(*(one(n) for n in range(8))) == [b"%d\n" % n for n in range(8)]
+
+
+CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
+    case.__name__: case
+    for case in (
+        the_environment_and_arguments_are_exactly_those_given,
+        an_empty_environment_is_empty,
+        it_runs_as_the_user_in_the_root_directory,
+        without_stdin_it_reads_nothing,
+        it_ends_on_sigterm_and_its_death_is_seen,
+        what_ignores_sigterm_is_killed_with_all_its_children,
+        children_do_not_outlive_a_main_process_that_dies,
+        a_program_that_cannot_be_executed_is_an_error_that_names_it,
+        descriptors_are_not_leaked_and_names_are_free_again,
+        many_start_at_once,
+    )
+}
+
+
+async def main(case: str, user: str) -> None:
+    placement = units.detect()
+    await CASES[case](placement, units.lookup(user))
+    await placement.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
