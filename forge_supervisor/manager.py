@@ -94,9 +94,15 @@ class Manager:
         """Signal the ``main`` process of a unit, or ``all``. Raises NoSuchUnitError if it is gone."""
         self._call(b"KillUnit", b"ssi", unit.encode(), whom.encode(), signal)
 
+    def queue_stop(self, unit: str) -> None:
+        """Have the unit stopped, whatever else is queued for it, at the latest when the supervisor has stopped."""
+        self._call(b"StopUnit", b"ss", unit.encode(), b"replace")
+
     async def removed(self, unit: str) -> None:
-        """Wait until the unit, loaded now, is gone, so that its name is free."""
-        await self._wait(b"UnitRemoved", unit.encode())
+        """Wait until the unit is gone, so that its name is free."""
+        # While it reloads its configuration the manager removes all units, and then has them again.
+        while self.is_loaded(unit):
+            await self._wait(b"UnitRemoved", unit.encode())
 
     async def _wait(self, member: bytes, subject: bytes) -> bytes:
         # Nothing is missed between a call and this: signals are taken in by _drain only, which the loop has yet to run.

@@ -220,7 +220,6 @@ class Terminal:
         for row in ours:
             if _lives(row):
                 raise TerminalError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
-            self.exit_of(row.pane.id, row.pane.pid)  # until tmux has collected it, it refuses to respawn
         return self._respawn(ours[0].pane, argv) if ours else self._create(agent, argv)
 
     def _respawn(self, pane: Pane, argv: Sequence[str]) -> Pane:
@@ -259,17 +258,21 @@ class Terminal:
 
     def _rows(self) -> list[_Row]:
         try:
-            lines = self._server.cmd("list-panes", "-a", "-F", _FORMAT).stdout
+            lines = self._list_panes()
         except TerminalTimeoutError:
             raise
         except TerminalError:
             # `list-panes -a` fails with "no current target" on a server without sessions; list-sessions does not.
-            if self._server.cmd("list-sessions", "-F", "#{session_id}").stdout:
-                raise
-            return []
+            if not self._server.cmd("list-sessions", "-F", "#{session_id}").stdout:
+                return []
+            # The first session may have come in between.
+            lines = self._list_panes()
         # A window that is linked to two sessions (or grouped ones) is listed twice.
         rows = {match[1]: _row(match) for match in map(_ROW.fullmatch, lines) if match}
         return list(rows.values())
+
+    def _list_panes(self) -> list[str]:
+        return list(self._server.cmd("list-panes", "-a", "-F", _FORMAT).stdout)
 
     def exit_of(self, pane_id: str, pid: int, timeout: float = 5.0) -> Exit:
         """How process ``pid`` of the pane, which the caller saw die, has ended.

@@ -158,8 +158,9 @@ async def _start(manager: Manager, unit: str, program: str, properties: Mapping[
     try:
         result = await manager.start_transient(unit, properties)
     except asyncio.CancelledError:
+        # By a job, as there may be no process yet that could be killed.
         with contextlib.suppress(ManagerError):
-            manager.kill(unit, "all", signal.SIGKILL)
+            manager.queue_stop(unit)
         raise
     if result == "done":
         # The unit may be gone again.

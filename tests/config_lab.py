@@ -22,7 +22,7 @@ RUN_AS = f'defaults.run_as = "{SOMEBODY.pw_name}"\n'
 
 def write(directory: Path, text: str | bytes = "", name: str = "config.toml") -> Path:
     path = directory / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     path.chmod(0o644)
     return path

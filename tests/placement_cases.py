@@ -1,13 +1,16 @@
 """What every Placement promises, as coroutines that any of them can be held against.
 
-`python -m placement_cases CASE USER` does it with the placement that is right for the machine and the user it runs as.
+`python -m placement_cases CASE USER` does so on a machine with systemd; in a test's own process they run without it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import os
 import select
+import signal
 import socket
 import sys
 from contextlib import asynccontextmanager
@@ -15,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sdnotify
 
 from forge_supervisor import units
-from forge_supervisor.units import Placement, PlacementError, Process, User
+from forge_supervisor.units import Placement, PlacementError, Process, SystemdPlacement, User
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -38,6 +42,9 @@ class Line:
             return await asyncio.get_running_loop().sock_recv(self._ours, size)
 
     async def read_all(self) -> bytes:
+        """Let the process go on (its `read` ends), and return all that it writes until it has ended."""
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_WR)
         read = b""
         while more := await self.read():
             read += more
@@ -86,7 +93,7 @@ class Death:
 
 
 async def the_environment_and_arguments_are_exactly_those_given(placement: Placement, user: User) -> None:
-    script = "/bin/cat /proc/$$/environ >&0; printf '|%s' \"$@\" >&0"
+    script = "/bin/cat /proc/$$/environ >&0; printf '|%s' \"$@\" >&0; read line"
     async with shell(placement, user, script, *HOSTILE_ARGUMENTS, env=HOSTILE_ENVIRONMENT) as (_, line):
         environ, _, arguments = (await line.read_all()).partition(b"|")
     assert arguments.decode().split("|") == HOSTILE_ARGUMENTS
@@ -95,18 +102,18 @@ async def the_environment_and_arguments_are_exactly_those_given(placement: Place
 
 
 async def an_empty_environment_is_empty(placement: Placement, user: User) -> None:
-    async with shell(placement, user, "/bin/cat /proc/$$/environ >&0", env={}) as (_, line):
+    async with shell(placement, user, "/bin/cat /proc/$$/environ >&0; read line", env={}) as (_, line):
         assert await line.read_all() == b""
 
 
 async def it_runs_as_the_user_in_the_root_directory(placement: Placement, user: User) -> None:
-    script = "exec >&0; id -u; id -g; id -G; pwd; umask; sed -n 's/^SigIgn:.*\\(.....\\)$/\\1/p' /proc/$$/status"
+    script = "exec >&0; id -u; id -g; id -G; pwd; umask; grep SigIgn /proc/$$/status; read line"
     async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (_, line):
         uid, gid, groups, cwd, umask, ignored = (await line.read_all()).decode().splitlines()
     assert (int(uid), int(gid)) == (user.uid, user.gid)
     assert {int(group) for group in groups.split()} == set(user.groups)
     assert (cwd, umask) == ("/", "0022")
-    assert not int(ignored, 16) & 1 << 12, "SIGPIPE is ignored"
+    assert not int(ignored.split()[1], 16) & 1 << 12, "SIGPIPE is ignored"
 
 
 async def without_stdin_it_reads_nothing(placement: Placement, user: User) -> None:
@@ -136,7 +143,7 @@ async def what_ignores_sigterm_is_killed_with_all_its_children(placement: Placem
 
 
 async def children_do_not_outlive_a_main_process_that_dies(placement: Placement, user: User) -> None:
-    script = "sleep 1000 & echo $! >&0; read line <&0"
+    script = "sleep 1000 & echo $! >&0; read line"
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
@@ -161,7 +168,7 @@ async def a_program_that_cannot_be_executed_is_an_error_that_names_it(placement:
 async def descriptors_are_not_leaked_and_names_are_free_again(placement: Placement, user: User) -> None:
     before = descriptors()
     for _ in range(3):
-        async with shell(placement, user, "echo up >&0; read line <&0", env={}) as (_, line):
+        async with shell(placement, user, "echo up >&0; read line", env={}) as (_, line):
             assert await line.read() == b"up\n"
     await placement.close()
     await asyncio.sleep(0)  # a transport that was closed is let go in the next round of the loop
@@ -170,7 +177,7 @@ async def descriptors_are_not_leaked_and_names_are_free_again(placement: Placeme
 
 async def many_start_at_once(placement: Placement, user: User) -> None:
     async def one(number: int) -> bytes:
-        script = f"echo {number} >&0; read line <&0"
+        script = f"echo {number} >&0; read line"
         async with shell(placement, user, script, env={}, name=f"case{number}") as (_, line):
             return await line.read()
 
@@ -194,9 +201,142 @@ CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
 }
 
 
+async def one_left_from_an_earlier_supervisor_is_ended_first(placement: Placement, user: User) -> None:
+    script = "echo up >&0; while :; do sleep 1; done"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (left, line):
+        assert await line.read() == b"up\n"
+        death = Death(left.pid)
+        another = await placement.run("case", user, ["/bin/sleep", "1000"], env={})
+        death.wait()
+        assert another.unit == left.unit
+        assert exists(another.pid)
+        await another.stop(5)
+
+
+async def a_start_that_is_cancelled_leaves_nothing(placement: Placement, user: User) -> None:
+    starting = asyncio.create_task(placement.run("case", user, ["/bin/sleep", "1000"], env={}))
+    await asyncio.sleep(0)  # to where it waits for systemd
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await is_gone("forge-case-*")
+
+
+async def a_program_that_ends_at_once_has_started_or_says_so(placement: Placement, user: User) -> None:
+    before = descriptors()
+    for _ in range(5):
+        try:
+            process = await placement.run("case", user, ["/bin/true"], env={})
+        except PlacementError as error:
+            said = str(error)
+            assert "ended as soon as it was started" in said
+        else:
+            await process.stop(5)
+    assert descriptors() == before
+
+
+async def an_unknown_user_of_systemd_is_an_error(placement: Placement, user: User) -> None:
+    nobody = dataclasses.replace(user, name="no-such-user", uid=user.uid + 1)
+    with pytest.raises(PlacementError, match="does not know that user|only root may"):
+        await placement.run("case", nobody, ["/bin/true"], env={})
+
+
+async def it_says_two_lines(placement: Placement, user: User) -> None:
+    async with shell(placement, user, "echo said; echo said more >&2; read line", env={}) as (_, line):
+        await line.read_all()
+
+
+async def a_unit_has_these_properties(placement: Placement, user: User) -> None:
+    process = await placement.run("case", user, ["/bin/sleep", "1000"], env={})
+    assert process.unit == f"forge-case-{user.name}.service"
+    names = "Slice,OOMPolicy,CollectMode,KillMode,Before,MainPID,Description,StandardOutput,StandardError,Type"
+    shown = dict(line.split("=", 1) for line in (await systemctl("show", "-p", names, process.unit)).splitlines())
+    assert "forge-supervisor.service" in shown.pop("Before").split()
+    assert shown == {
+        "Slice": "forge.slice",
+        "OOMPolicy": "continue",
+        "CollectMode": "inactive-or-failed",
+        "KillMode": "control-group",
+        "MainPID": str(process.pid),
+        "Description": f"forge case of {user.name}",
+        "StandardOutput": "journal",
+        "StandardError": "journal",
+        "Type": "exec",
+    }
+    await process.stop(5)
+    assert await systemctl("list-units", "--all", "--no-legend", "forge-case-*") == ""
+
+
+async def systemd_may_be_reexecuted_at_any_time(placement: Placement, user: User) -> None:
+    script = "trap '' TERM; echo up >&0; while :; do sleep 0.1; done"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (process, line):
+        assert await line.read() == b"up\n"
+        await systemctl("daemon-reexec")
+        stopping = asyncio.create_task(process.stop(TIMEOUT))
+        await asyncio.sleep(0)  # to where it waits for systemd
+        await systemctl("daemon-reexec")
+        async with asyncio.timeout(TIMEOUT):
+            await stopping  # it cannot know, says so in the log, and does not wait for an answer that will not come
+        assert exists(process.pid)
+        await process.stop(0.1)
+        assert not exists(process.pid)
+
+
+async def a_unit_has_not_ended_because_systemd_reloads(placement: Placement, user: User) -> None:
+    script = "trap '' TERM; echo up >&0; while :; do sleep 0.1; done"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (process, line):
+        assert await line.read() == b"up\n"
+        stopping = asyncio.create_task(process.stop(1))
+        await asyncio.sleep(0)  # to where it waits for systemd
+        await systemctl("daemon-reload")
+        await stopping
+        assert not exists(process.pid)
+
+
+async def systemctl(*arguments: str) -> str:
+    scope = ["--system"] if os.geteuid() == 0 else ["--user"]
+    argv = ["systemctl", *scope, *arguments]
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == 0, argv
+    return output.decode()
+
+
+async def is_gone(pattern: str) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while await systemctl("list-units", "--all", "--no-legend", pattern):
+            pass
+
+
+SYSTEMD_CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
+    case.__name__: case
+    for case in (
+        one_left_from_an_earlier_supervisor_is_ended_first,
+        a_start_that_is_cancelled_leaves_nothing,
+        a_program_that_ends_at_once_has_started_or_says_so,
+        an_unknown_user_of_systemd_is_an_error,
+        it_says_two_lines,
+        a_unit_has_these_properties,
+        systemd_may_be_reexecuted_at_any_time,
+        a_unit_has_not_ended_because_systemd_reloads,
+    )
+}
+
+
+async def supervise(placement: Placement, user: User) -> None:
+    """Act as forge-supervisor.service does: start units before being ready, end them on SIGTERM."""
+    process = await placement.run("case", user, ["/bin/sleep", "1000"], env={})
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    sdnotify.SystemdNotifier().notify("READY=1")
+    await stop.wait()
+    await process.stop(5)
+
+
 async def main(case: str, user: str) -> None:
     placement = units.detect()
-    await CASES[case](placement, units.lookup(user))
+    assert isinstance(placement, SystemdPlacement)
+    await (CASES | SYSTEMD_CASES | {"supervise": supervise})[case](placement, units.lookup(user))
     await placement.close()
 
 

@@ -145,8 +145,8 @@ class _Preparation:
     def run(self, *, write: bool) -> Prepared:
         if not self._paths.home.is_dir():
             raise _FatalError("run_as", f"the home directory {self._paths.home} of {self._agent.run_as} is missing")
-        program = harness.load(self._agent.harness)
         try:
+            program = harness.load(self._agent.harness)
             plan = program.plan(self._agent, self._settings, self._paths)
         except LookupError as error:
             raise _FatalError("harness", str(error)) from error
@@ -155,7 +155,8 @@ class _Preparation:
         self._check_cwd(plan, missing_ok=not write)
         self._note(program.preflight(self._agent, plan, self._paths))
         self._check_version(program, plan)
-        return Prepared(argv=list(plan.argv), cwd=str(plan.cwd), env={**_runtime(), **plan.env}, findings=self._findings)
+        env = {**_runtime(), **plan.env}
+        return Prepared(argv=list(plan.argv), cwd=str(plan.cwd), env=env, findings=self._findings)
 
     def _build(self, plan: LaunchPlan) -> None:
         try:

@@ -116,8 +116,9 @@ def test_exit_is_lost_with_the_server(lab: Lab) -> None:
 
 def test_exit_of_an_earlier_process_of_the_pane_is_lost(lab: Lab) -> None:
     earlier = lab.sh_to_the_end("a", "exit 3")
-    lab.sh("a", "read x")
+    later = lab.sh_to_the_end("a", "exit 4")
     assert lab.terminal.exit_of(earlier.id, earlier.pid) == Exit(lost=True)
+    assert lab.terminal.exit_of(later.id, later.pid) == Exit(code=4)
 
 
 def test_exit_that_tmux_does_not_tell_is_lost_and_not_zero(lab: Lab) -> None:

@@ -81,7 +81,7 @@ def test_no_call_starts_a_server(empty_lab: Lab) -> None:
     with pytest.raises(TerminalError, match="list-sessions: "):
         empty_lab.terminal.panes()
     with pytest.raises(TerminalError):
-        empty_lab.terminal.open("a", ["/bin/sleep", "9"])
+        empty_lab.terminal._server.cmd("new-session", "-d")
     assert empty_lab.terminal.server_pid() is None
 
 

@@ -138,7 +138,7 @@ agent_tables = st.fixed_dictionaries(
 def test_an_agents_own_keys_win_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, defaults: dict[str, Any], own: dict[str, Any]
 ) -> None:
-    text = _toml("defaults", {"run_as": ME} | defaults) + _toml("agents.a", own)
+    text = f"defaults = {_toml({'run_as': ME} | defaults)}\nagents.a = {_toml(own)}"
     agent = load(write(tmp_path_factory.getbasetemp() / "over", text)).agents["a"]
     usual = Agent(name="a", run_as=ME)
     for key in ("model", "enabled"):
@@ -149,10 +149,12 @@ def test_an_agents_own_keys_win_one_by_one(
         assert getattr(agent.restart, key) == restart.get(key, getattr(usual.restart, key))
 
 
-def _toml(path: str, table: dict[str, Any]) -> str:
-    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if key not in inner]
-    return "\n".join([f"[{path}]", *lines, *(_toml(f"{path}.{key}", value) for key, value in inner.items()), ""])
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
 
 
 def test_drop_ins_add_agents_and_keys(tmp_path: Path) -> None:
@@ -215,6 +217,7 @@ AGENT = "agents.scout"
         ("agents.scout.rol = 'x'", "agents.scout.rol", 'did you mean "role"?'),
         ("agents.scout.runAs = 'x'", "agents.scout.runAs", 'did you mean "run_as"?'),
         ("agents.scout.delay_sec = 5", "agents.scout.delay_sec", 'did you mean "restart.delay_sec"?'),
+        ("agents.scout.steps = 5", "agents.scout.steps", 'did you mean "restart.steps"?'),
         ("agents.scout.policy = 'no'", "agents.scout.policy", 'did you mean "restart.policy"?'),
         ("agents.scout.name = 'x'", "agents.scout.name", 'unknown key (known here: "role", "run_as"'),
         ("agents.scout.restart.delay = 5", "agents.scout.restart.delay", 'did you mean "delay_sec"?'),
@@ -417,6 +420,47 @@ def test_an_error_in_defaults_is_told_even_if_no_agent_uses_it(tmp_path: Path) -
     assert refused(write(tmp_path, "defaults.effort = 3"))[0].startswith("config.toml: defaults.effort: ")
 
 
+KEYS = ["socket_name", "defaults", "agents", "harnesses", "binary", "version", "a", "B", "[key]", ""]
+KEYS += [*Agent.model_fields, *Restart.model_fields]
+words = st.sampled_from(["a", "", "root", "5s", "SIGTERM", "no", "/", "\0"])
+values = st.recursive(
+    st.one_of(
+        words,
+        st.integers(),
+        st.integers(10**30, 10**31),
+        st.booleans(),
+        st.floats(allow_nan=False, allow_infinity=False),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)),
+)
+tables = st.dictionaries(st.sampled_from(KEYS), values, max_size=4)
+files = st.fixed_dictionaries(
+    {},
+    optional={
+        "socket_name": values,
+        "defaults": st.one_of(tables, values),
+        "agents": st.one_of(st.dictionaries(st.sampled_from(["a", "b", "C"]), st.one_of(tables, values)), values),
+        "harnesses": st.one_of(st.dictionaries(words, tables), values),
+        "xyz": values,
+    },
+)
+
+
+@given(files, files)
+def test_any_file_is_taken_or_refused_in_sentences(
+    tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    directory = tmp_path_factory.getbasetemp() / "any-two"
+    for name, document in (("config.toml", one), ("conf.d/1.toml", two)):
+        write(directory, "\n".join(f"{key} = {_toml(value)}" for key, value in document.items()), name)
+    problems: Iterable[Problem] = ()
+    try:
+        load(directory / "config.toml", check=lambda *_: [])
+    except ConfigError as error:
+        problems = error.problems
+    assert all(problem.file.startswith(str(directory)) and problem.key and problem.text for problem in problems)
+
+
 # Restarts that would not do what they say
 
 
@@ -449,6 +493,11 @@ def test_a_growing_delay_needs_an_end(tmp_path: Path, defaults: str, own: str, k
 def test_what_defaults_say_by_halves_agents_may_complete(tmp_path: Path) -> None:
     agent = loaded(tmp_path, "defaults.restart.steps = 5\nagents.a.restart.max_delay_sec = 60").agents["a"]
     assert (agent.restart.steps, agent.restart.max_delay_sec) == (5, 60)
+
+
+@pytest.mark.parametrize("keys", ["steps = 5, max_delay_sec = 5", "steps = 0, max_delay_sec = 1"])
+def test_a_delay_may_grow_by_nothing_or_not_at_all(tmp_path: Path, keys: str) -> None:
+    assert loaded(tmp_path, f"agents.a.restart = {{{keys}}}").agents["a"].restart.delay_sec == 5
 
 
 # As whom agents run

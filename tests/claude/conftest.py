@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import claude_lab
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def claude() -> None:
+    if why := claude_lab.missing():
+        pytest.skip(why)
+
+
+@pytest.fixture
+def lab(claude: None) -> Iterator[claude_lab.Lab]:  # noqa: ARG001
+    with claude_lab.lab() as made:
+        yield made

@@ -1,0 +1,243 @@
+"""The real claude under the whole supervisor, as a user who has never run it, where only the loopback can be reached."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from messages_api import texts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+PATIENCE_SEC = 30.0
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PROGRAMS = ("ip", "nsenter", "tmux", "unshare", "useradd", "userdel")
+API = Path(__file__).with_name("messages_api.py")
+RESTART_DELAY_SEC = 0.2
+# $1: the network's only server. An empty /run has no systemd in it to put the agents into another network.
+BEGIN = 'ip link set lo up && mount -t tmpfs -o mode=755 tmpfs /run && exec "$@"'
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+def missing() -> str | None:
+    """Why no claude can be tried here, or None."""
+    claude = os.environ.get("FORGE_TEST_CLAUDE")
+    if not claude:
+        return "FORGE_TEST_CLAUDE is not set: ./dev test installs a claude and sets it"
+    if not os.access(claude, os.X_OK):
+        return f"FORGE_TEST_CLAUDE={claude} is not an executable file"
+    if os.geteuid() != 0:
+        return "needs root, for a network with nothing but loopback and a user without a past"
+    absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+    if absent:
+        return f"{', '.join(absent)} not found"
+    tried = subprocess.run(["unshare", "--net", "--mount", "true"], check=False, capture_output=True, text=True)
+    return tried.stderr.strip() or None
+
+
+class Lab:
+    """A Linux user with an empty home, a stand-in for the API, and a supervisor once `start` is called."""
+
+    def __init__(self, directory: Path) -> None:
+        self.claude = os.environ["FORGE_TEST_CLAUDE"]
+        self.home = directory / "home"
+        self.user = f"forge-{secrets.token_hex(4)}"
+        self._directory = directory
+        self._requests = directory / "requests"
+        self._events: list[Json] = []
+        self._heard = threading.Condition()
+        self._api: subprocess.Popen[bytes] | None = None
+        self._port = ""
+        self._daemon: subprocess.Popen[str] | None = None
+
+    @property
+    def uid(self) -> int:
+        return pwd.getpwnam(self.user).pw_uid
+
+    def begin(self) -> None:
+        self._directory.chmod(0o755)
+        self._requests.mkdir()
+        useradd = ["useradd", "--no-create-home", "--home-dir", str(self.home), "--shell", "/bin/sh", self.user]
+        subprocess.run(useradd, check=True, env={"PATH": PATH})
+        self.home.mkdir(mode=0o755)
+        os.chown(self.home, self.uid, self.uid)
+        port_file = self._directory / "port"
+        server = [sys.executable, "-I", str(API), str(port_file), str(self._requests)]
+        self._api = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", BEGIN, "sh", *server])
+        self._port = wait_for(lambda: port_file.exists() and port_file.read_text(), "the stand-in for the API")
+
+    def start(self, agents: Mapping[str, Json]) -> None:
+        """Start the supervisor on these agents. Each gets an API key that claude has never seen, unless it has env."""
+        assert self._api is not None
+        config = self._directory / "config/config.toml"
+        config.parent.mkdir()
+        config.write_text("\n".join(self._configuration(agents)))
+        self._daemon = subprocess.Popen(
+            [
+                *("nsenter", "--target", str(self._api.pid), "--net", "--mount", "--"),
+                *(str(Path(sys.executable).with_name("forge-supervisor")), "--log-format", "json"),
+                *("--config", str(config)),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PATH": PATH, "LEAK": "a variable of the supervisor's"},
+        )
+        threading.Thread(target=self._listen, args=[self._daemon.stderr], daemon=True).start()
+
+    def stop(self) -> int:
+        """Stop the supervisor and with it all agents; return its exit code."""
+        assert self._daemon is not None
+        self._daemon.terminate()
+        return self._daemon.wait(PATIENCE_SEC)
+
+    def end(self) -> None:
+        for process in (self._daemon, self._api):
+            if process is not None:
+                process.kill()
+                process.wait()
+        with contextlib.suppress(KeyError):
+            uid = self.uid
+            kill_all_of(uid)
+            # tmux's sockets and claude's.
+            for left in [path for path in Path("/tmp").iterdir() if path.lstat().st_uid == uid]:
+                shutil.rmtree(left)
+            subprocess.run(["userdel", self.user], check=True, capture_output=True, env={"PATH": PATH})
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """Return what an agent's env must have to find the stand-in."""
+        return {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{self._port}", **more}
+
+    def event(self, name: str, agent: str, number: int = 1) -> Json:
+        """Wait for the agent's number-th event of that name."""
+
+        def found() -> list[Json]:
+            return [event for event in self._events if (event["event"], event.get("agent")) == (name, agent)]
+
+        with self._heard:
+            assert self._heard.wait_for(lambda: len(found()) >= number, PATIENCE_SEC), self._story(agent)
+            return found()[number - 1]
+
+    def prompt(self, agent: str, number: int = 1) -> int:
+        """Wait until the agent's number-th session waits for words; return its pid."""
+        pid: int = self.event("agent_started", agent, number)["pid"]
+        # Claude writes it when the last of its questions is behind it.
+        file = self.home / f".claude/sessions/{pid}.json"
+        wait_for(lambda: json_of(file).get("status") == "idle", lambda: self._story(agent))
+        return pid
+
+    def say(self, agent: str, text: str) -> None:
+        """Type as somebody at the agent's terminal does, and press Enter."""
+        self.tmux("load-buffer", "-b", "words", "-", stdin=text)
+        self.tmux("paste-buffer", "-p", "-d", "-b", "words", "-t", f"=agent-{agent}:")
+        self.tmux("send-keys", "-t", f"=agent-{agent}:", "Enter")
+
+    def see(self, agent: str, text: str) -> None:
+        wait_for(lambda: text in self.screen(agent), lambda: self._story(agent))
+
+    def screen(self, agent: str) -> str:
+        return self.tmux("capture-pane", "-p", "-S", "-", "-t", f"=agent-{agent}:")
+
+    def request(self, text: str) -> Json:
+        """Wait for the first request in which a user said that."""
+
+        def found() -> Json | None:
+            return next((request for request in self.requests() if text in said(request)), None)
+
+        return wait_for(found, lambda: f"{text!r} in none of the requests: {[*map(said, self.requests())]}")
+
+    def requests(self) -> list[Json]:
+        return [json_of(path) for path in sorted(self._requests.glob("*.json"))]
+
+    def as_user(self, *argv: str, check: bool = True, stdin: str | None = None, **env: str) -> str:
+        """Run a program as the user, in the network of the stand-in, with next to no environment."""
+        assert self._api is not None
+        become = ["setpriv", "--reuid", self.user, "--regid", self.user, "--clear-groups", "--"]
+        return subprocess.run(
+            ["nsenter", "--target", str(self._api.pid), "--net", "--mount", "--", *become, *argv],
+            env={"HOME": str(self.home), "PATH": PATH, "LC_ALL": "C.UTF-8", **env},
+            cwd=self.home, check=check, capture_output=True, text=True, timeout=PATIENCE_SEC, input=stdin,
+        ).stdout  # fmt: skip
+
+    def tmux(self, *args: str, stdin: str | None = None) -> str:
+        return self.as_user("tmux", "-u", "-N", "-L", "forge", *args, stdin=stdin)
+
+    def _configuration(self, agents: Mapping[str, Json]) -> Iterator[str]:
+        yield f'defaults.run_as = "{self.user}"'
+        yield f"defaults.restart.delay_sec = {RESTART_DELAY_SEC}"
+        yield f"harnesses.claude-code.binary = {json.dumps(self.claude)}"
+        for name, agent in agents.items():
+            keys = {"role": "Wait.", **agent}
+            env = keys.pop("env", None) or self.variables(ANTHROPIC_API_KEY=f"sk-ant-api03-{name:->40}")
+            yield f"[agents.{name}]"
+            # A JSON string is a TOML string, and so are numbers and lists.
+            yield from (f"{key} = {json.dumps(value)}" for key, value in keys.items())
+            yield from (f"env.{key} = {json.dumps(value)}" for key, value in env.items())
+
+    def _listen(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            with self._heard:
+                self._events.append(json.loads(line) if line.startswith("{") else {"event": "", "text": line})
+                self._heard.notify_all()
+
+    def _story(self, agent: str) -> str:
+        try:
+            screen = self.screen(agent)
+        except subprocess.CalledProcessError as error:
+            screen = error.stderr
+        return "\n".join([*(json.dumps(event) for event in self._events), screen.strip()])
+
+
+def said(request: Json) -> str:
+    """Return all that reached claude as the user's words, what it read in files among them."""
+    return "\n".join(text for message in request["messages"] if message["role"] == "user" for text in texts_of(message))
+
+
+def json_of(path: Path) -> Json:
+    try:
+        content: Json = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):  # not yet, or not yet all of it
+        return {}
+    return content
+
+
+def wait_for(condition: Callable[[], T | None], what: str | Callable[[], str]) -> T:
+    """For what tells nobody that it has happened."""
+    deadline = time.monotonic() + PATIENCE_SEC
+    while not (result := condition()):
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
+        time.sleep(0.02)
+    return result
+
+
+def kill_all_of(uid: int) -> None:
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    # Not pytest's tmp_path, which is closed to other users.
+    with tempfile.TemporaryDirectory(prefix="forge-claude-") as directory:
+        made = Lab(Path(directory))
+        try:
+            made.begin()
+            yield made
+        finally:
+            made.end()

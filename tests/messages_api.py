@@ -1,0 +1,124 @@
+"""A stand-in for Anthropic's Messages API, enough for Claude Code: `python messages_api.py PORTFILE LOGDIR`.
+
+It listens on a free port of the loopback, writes the port to PORTFILE when it is
+ready, keeps the body of every message request as LOGDIR/<number>.json, and
+answers each with the last line of what the user said, after 'ECHO '.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Json = dict[str, Any]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    log_directory: Path
+    numbers: Iterator[int]
+
+    def do_GET(self) -> None:
+        self._answer(404, {"type": "error", "error": {"type": "not_found_error", "message": self.path}})
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        path = self.path.partition("?")[0]
+        if path == "/v1/messages/count_tokens":
+            self._answer(200, {"input_tokens": 1})
+        elif path == "/v1/messages":
+            request = json.loads(raw)
+            self._keep(request)
+            self._reply(request)
+        else:
+            self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _keep(self, request: Json) -> None:
+        path = self.log_directory / f"{next(self.numbers):04}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(request))
+        partial.rename(path)
+
+    def _reply(self, request: Json) -> None:
+        text = f"ECHO {last_words(request)}"
+        message: Json = {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": request["model"],
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": 1, "output_tokens": 1},
+        }
+        if not request.get("stream"):
+            self._answer(200, message | {"content": [{"type": "text", "text": text}], "stop_reason": "end_turn"})
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for event in events(message, text):
+            self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        self.close_connection = True
+
+    def _answer(self, status: int, body: Json) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+def events(message: Json, text: str) -> Iterator[Json]:
+    yield {"type": "message_start", "message": message}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    yield {"type": "content_block_stop", "index": 0}
+    end = {"stop_reason": "end_turn", "stop_sequence": None}
+    yield {"type": "message_delta", "delta": end, "usage": {"output_tokens": 1}}
+    yield {"type": "message_stop"}
+
+
+def last_words(request: Json) -> str:
+    """Return the last line that the user said."""
+    texts = [text for message in request["messages"] if message["role"] == "user" for text in texts_of(message)]
+    return texts[-1].strip().rpartition("\n")[2] if texts else ""
+
+
+def texts_of(message: Json) -> list[str]:
+    content = message["content"]
+    if isinstance(content, str):
+        return [content]
+    return [block["text"] for block in content if block["type"] == "text"]
+
+
+def main() -> None:
+    port_file, log_directory = map(Path, sys.argv[1:])
+    Handler.log_directory = log_directory
+    Handler.numbers = itertools.count(1)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    partial = port_file.with_suffix(".partial")
+    partial.write_text(str(server.server_port))
+    partial.rename(port_file)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The supervisor's side of a worker, against workers that do everything wrong; and the real one, asked what it can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from forge_supervisor import units
+from forge_supervisor.config import Agent, HarnessSettings
+from forge_supervisor.units import DirectPlacement, Process, User
+from forge_supervisor.worker import client
+from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
+from forge_supervisor.worker.messages import Close, Collect, Collected, FindServer, Prepare, Prepared, RequestLine, ServerFound, encode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from pathlib import Path
+
+ME = units.lookup(pwd.getpwuid(os.getuid()).pw_name)
+PRELUDE = """
+import json, os, socket, sys, time
+connection = socket.socket(fileno=0)
+lines = connection.makefile("rwb", buffering=0)
+def ask(): return json.loads(lines.readline())
+def say(**words): lines.write(json.dumps(words).encode() + b"\\n")
+"""
+
+
+class Scripted(DirectPlacement):
+    """Runs a script of the test's in place of the worker."""
+
+    def __init__(self, script: str) -> None:
+        super().__init__()
+        self._script = script
+
+    async def run(
+        self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int | None = None
+    ) -> Process:
+        return await super().run(name, user, [sys.executable, "-c", PRELUDE + self._script], env=env, stdin=stdin)
+
+
+@contextlib.asynccontextmanager
+async def worker(placement: DirectPlacement, env: Mapping[str, str]) -> AsyncIterator[Worker]:
+    running = await Worker.start(placement, ME, env)
+    try:
+        yield running
+    finally:
+        await running.stop()
+        await placement.close()
+        await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
+
+
+def ask_scripted(script: str, *requests: Close | FindServer) -> list[Any]:
+    """What each request comes to: an answer or an exception."""
+
+    async def scenario() -> list[Any]:
+        async with worker(Scripted(script), {}) as running:
+            asking = (running.ask(request) for request in requests)
+            return list(await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 20))
+
+    return asyncio.run(scenario())
+
+
+FIND = FindServer(wait=False)
+
+
+def test_answers_are_told_apart_by_their_ids() -> None:
+    script = """
+first, second = ask(), ask()
+say(id=second["id"], answer={"pid": 22})
+say(id=first["id"], answer={"pid": 11})
+ask()
+"""
+    assert [answer.pid for answer in ask_scripted(script, FIND, FIND)] == [11, 22]
+
+
+def test_the_workers_own_words_are_an_error_and_it_stays() -> None:
+    script = """
+say(id=ask()["id"], error="tmux: no")
+say(id=ask()["id"], answer={"pid": None})
+ask()
+"""
+    error, answer = ask_scripted(script, FIND, FIND)
+    assert str(error) == "tmux: no"
+    assert type(error) is WorkerError
+    assert answer.pid is None
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("ask()", "it ended"),
+        ("ask(); os.abort()", "it ended"),
+        ("ask(); lines.write(b'no json\\n'); ask()", "broke the protocol"),
+        ("ask(); lines.write(b'[1]\\n'); ask()", "broke the protocol"),
+        ("ask(); say(id=1, answer={'pid': 1, 'surplus': 2}); ask()", "answered nonsense"),
+        ("ask(); say(id=1, answer={'pid': 1}); ask()", "answered nonsense"),
+        ("ask(); say(id=1, answer={'pid': -5}); ask()", "answered nonsense"),
+        ("ask(); say(id=1, answer={'pid': 2 ** 40}); ask()", "answered nonsense"),
+        ("ask(); say(id=1, answer={'pid': '12'}, error=None, more=1); ask()", "broke the protocol"),
+        ("ask(); say(id=1); ask()", "answered nonsense"),
+        ("ask(); connection.sendall(b'x' * (5 << 20)); ask()", "broke the protocol"),
+    ],
+)
+def test_a_worker_that_ends_or_talks_nonsense_is_lost(script: str, reason: str) -> None:
+    (error,) = ask_scripted(script, FIND)
+    assert isinstance(error, WorkerLostError)
+    assert reason in str(error)
+
+
+def test_an_answer_to_nothing_is_passed_over() -> None:
+    (answer,) = ask_scripted("ask(); say(id=77, answer={}); say(id=1, answer={'pid': 5}); ask()", FIND)
+    assert answer.pid == 5
+
+
+def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FindServer, "timeout", 0.2)
+    monkeypatch.setattr(client, "STOP_TIMEOUT", 0.2)
+    script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); ask(); time.sleep(1000)"
+
+    async def scenario() -> tuple[str, str]:
+        async with worker(Scripted(script), {}) as running:
+            with pytest.raises(WorkerLostError) as first:
+                await running.ask(FIND)
+            with pytest.raises(WorkerLostError) as second:
+                await running.ask(FIND)
+            assert running.lost is not None
+            return str(first.value), str(second.value)
+
+    assert asyncio.run(scenario()) == ("it did not answer within 0.2 s",) * 2
+
+
+def test_a_worker_that_stops_reading_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Close, "timeout", 0.5)
+    (error,) = ask_scripted("time.sleep(1000)", Close(agent="x" * (8 << 20)))
+    assert isinstance(error, WorkerLostError)
+
+
+def test_no_program_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ARGV", ("/no/such/python",))
+
+    async def scenario() -> None:
+        placement = DirectPlacement()
+        with pytest.raises((OSError, units.PlacementError), match="/no/such/python"):
+            await Worker.start(placement, ME, {})
+        await placement.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def real_env(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / f"tmux-{os.getuid()}").mkdir(mode=0o700)
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "TMUX_TMPDIR": str(tmp_path),
+        "FORGE_SOCKET_NAME": "forge-test",
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }
+
+
+def agent(**keys: object) -> Agent:
+    return Agent.model_validate({"name": "scout", "run_as": "team", "harness": "command", **keys})
+
+
+def ask_real(env: Mapping[str, str], request: Prepare) -> Prepared:
+    async def scenario() -> Prepared:
+        async with worker(DirectPlacement(), env) as running:
+            return await running.ask(request)
+
+    return asyncio.run(scenario())
+
+
+def test_the_real_worker_builds_what_the_plan_needs(real_env: dict[str, str], tmp_path: Path) -> None:
+    settings = HarnessSettings()
+    declared = agent(command=("echo", "ä", ""), restart={"limit_interval_sec": "infinity"})
+    prepared = ask_real(real_env, Prepare.of(declared, settings))
+    state = tmp_path / "state/forge/agents/scout"
+    assert prepared.argv == ["/usr/bin/echo", "ä", ""]
+    assert prepared.cwd == str(state)
+    assert prepared.findings == []
+    assert state.stat().st_mode & 0o7777 == 0o700
+
+
+def test_a_dry_run_writes_nothing(real_env: dict[str, str], tmp_path: Path) -> None:
+    prepared = ask_real(real_env, Prepare.of(agent(command=("echo",)), HarnessSettings(), dry_run=True))
+    assert prepared.argv == ["/usr/bin/echo"]
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "text"),
+    [
+        ({"command": ("no-such-program",)}, "harness", "no-such-program was not found on"),
+        ({"command": ("/etc/passwd",)}, "harness", "/etc/passwd is not an executable file"),
+        ({"command": ("true",), "cwd": "/no/such"}, "cwd", "/no/such is no directory"),
+        ({"command": ("true",), "env": {"XDG_STATE_HOME": "/proc/nowhere"}}, "run_as", "/proc/nowhere"),
+        ({"command": ("true",), "harness": "unheard-of"}, "harness", 'no harness "unheard-of"'),
+    ],
+)
+def test_what_keeps_an_agent_from_starting_is_found(
+    real_env: dict[str, str], keys: dict[str, object], key: str, text: str
+) -> None:
+    prepared = ask_real(real_env, Prepare.of(agent(**keys), HarnessSettings()))
+    (finding,) = prepared.findings
+    assert (finding.fatal, finding.key) == (True, key)
+    assert text in finding.text
+    assert prepared.argv == []
+
+
+def test_another_version_than_was_meant_is_a_warning(real_env: dict[str, str]) -> None:
+    settings = HarnessSettings(version="0.0")
+    prepared = ask_real(real_env, Prepare.of(agent(command=("bash",)), settings))
+    (finding,) = prepared.findings
+    assert (finding.fatal, finding.key) == (False, "harnesses.command.version")
+    assert "GNU bash" in finding.text
+    assert "0.0 was meant" in finding.text
+
+
+def test_without_a_server_an_exit_is_lost_and_not_success(real_env: dict[str, str]) -> None:
+    async def scenario() -> tuple[ServerFound, Collected]:
+        async with worker(DirectPlacement(), real_env) as running:
+            found = await running.ask(FIND)
+            return found, await running.ask(Collect(agent="scout", pane="%0", pid=2**22, invocation="none"))
+
+    found, collected = asyncio.run(scenario())
+    assert found.pid is None
+    assert (collected.code, collected.signal) == (None, None)
+
+
+def test_a_request_is_one_line_whatever_is_in_it() -> None:
+    request = Prepare.of(agent(command=("a\nb",), role="x\ny"), HarnessSettings())
+    line = encode(RequestLine(id=1, request=request))
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["request"]["agent"]["command"] == ["a\nb"]
