@@ -137,6 +137,7 @@ class Daemon:
         self._reload = asyncio.Event()
         self._stop_reason = ""
         self._status = ""
+        self._complaint = ""
         self._supervisor: Supervisor | None = None
 
     async def run(self) -> int:
@@ -186,10 +187,13 @@ class Daemon:
             loaded = load(self._path)
         except config.ConfigError as error:
             journal.log(events.SupervisorReloadFailed(problem=str(error)))
+            self._complaint = f"; not reloaded: {str(error).partition(chr(10))[0]}"
         else:
+            self._complaint = ""
             _warn_of(loaded)
             await supervisor.reload(loaded)
             self._config = loaded
+        self._tell_status()
         self._notify("READY=1")
 
     def _handle_signals(self) -> None:
@@ -207,7 +211,7 @@ class Daemon:
     def _tell_status(self) -> None:
         if self._supervisor is None:
             return
-        status = self._supervisor.status()
+        status = self._supervisor.status() + self._complaint
         if status != self._status:
             self._status = status
             self._notify(f"STATUS={status}")

@@ -228,8 +228,8 @@ class Terminal:
         there = ("-t", pane.id)
         reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
         spawn = ("respawn-pane", *there, "-c", "/", *_words(argv), ";")
-        answer = self._server.cmd(*reset, *spawn, "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        return _opened(answer, pane.agent)
+        tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
+        return _opened(self._server.cmd(*reset, *spawn, *_pipe(pane.id), *tell), pane.agent)
 
     def _create(self, agent: str, argv: Sequence[str]) -> Pane:
         name = f"agent-{agent}"
@@ -239,8 +239,8 @@ class Terminal:
             create = ["new-session", "-d", "-s", name]
         spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *_words(argv))
         # The server runs one client's commands in one go: no crash of ours leaves a pane without its mark.
-        mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent)
-        return _opened(self._server.cmd(*create, *spawn, *mark), agent)
+        mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent, ";")
+        return _opened(self._server.cmd(*create, *spawn, *mark, *_pipe(f"={name}:")), agent)
 
     def close_leftover(self, agent: str) -> list[str]:
         """End what still lives in the agent's panes, so that `open` may be called; returns a sentence for each."""
@@ -291,12 +291,13 @@ class Terminal:
                 raise
             if row is None or row.pane.pid != pid:
                 return Exit(lost=True)
-            # "Dead" without code and signal is not an end: tmux has yet to collect the process.
-            if row.exit is not None:
+            # Dead without code and signal: tmux has yet to collect it. With either but not dead: it still reads.
+            if row.exit is not None and row.pane.dead:
                 return row.exit
             if time.monotonic() > deadline:
-                return Exit(lost=True)
-            self._nudge()
+                return row.exit or Exit(lost=True)
+            if row.exit is None:
+                self._nudge()
             time.sleep(next(pauses))
 
     def _nudge(self) -> None:
@@ -359,6 +360,12 @@ def _pauses() -> Iterator[float]:
 def _words(argv: Sequence[str]) -> list[str]:
     # A word that ends in ';' would end the command (cmd_parse_from_arguments in tmux's cmd-parse.y).
     return [f"{word[:-1]}\\;" if word.endswith(";") else word for word in argv]
+
+
+def _pipe(target: str) -> tuple[str, ...]:
+    # tmux drops what it has not yet read from a dead pane's terminal, unless the pane has a pipe: then it reads on
+    # (window_pane_destroy_ready in window.c). These are last words; of a hundred deaths at once, 95 were cut without.
+    return ("pipe-pane", "-O", "-t", target, "exec cat >/dev/null")
 
 
 def _opened(answer: tmux_cmd, agent: str) -> Pane:

@@ -20,16 +20,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_TIMEOUT_SEC = 60.0
 
-# $1: an empty directory; $2: the name of the machine; the rest: systemd-nspawn's arguments.
-# Only what systemd itself enables may start. The services, timers, mounts and lingering users of this machine belong to
-# its operator: two of a database or of a cron job would do harm, and an installed forge-supervisor is not the one under
-# test. Without a systemd outside, nobody makes a cgroup for the machine, and two machines must not share one.
+# $1: a directory; $2: the name of the machine; the rest: systemd-nspawn's arguments. Without a systemd outside, nobody
+# makes a cgroup for the machine, and two machines must not share one.
 BOOT = """
 set -eu
 dir=$1 name=$2
@@ -44,14 +42,25 @@ if ! [ -d /run/systemd/system ]; then
 fi
 mkdir -p /run/systemd/nspawn
 mount -t tmpfs tmpfs /run/systemd/nspawn
+"""
+
+# Only what systemd itself enables may start. The services, timers, mounts and lingering users of this machine belong to
+# its operator: two of a database or of a cron job would do harm, and an installed forge-supervisor is not the one under
+# test.
+OVERLAY = """
 mount -t tmpfs tmpfs "$dir"
 mkdir "$dir/upper" "$dir/work" "$dir/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" "$dir/root"
-cd "$dir/root"
+dir=$dir/root
+cd "$dir"
 rm -rf etc/systemd/system etc/systemd/user etc/rc?.d var/lib/systemd/linger opt/forge-supervisor etc/forge-supervisor
 : >etc/fstab
 : >etc/machine-id
-exec systemd-nspawn --directory=. --machine="$name" "$@"
+"""
+
+NSPAWN = """
+exec systemd-nspawn --directory="$dir" --machine="$name" --register=no --notify-ready=yes --console=pipe "$@" \
+    --boot systemd.unit=multi-user.target
 """
 
 
@@ -159,43 +168,46 @@ def _lines(pipe: IO[bytes], deadline: float) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def booted(directory: Path) -> Iterator[Machine]:
-    """Boot a machine, its files below `directory` (must be empty), and power it off at the end."""
-    name = f"forge-test-{os.getpid()}"
-    console = directory / "console"
-    socket_path = directory / "notify"
+    """Boot an overlay of this machine's root directory, its files below `directory` (must be empty)."""
     overlay = directory / "machine"
     overlay.mkdir()
+    with nspawn(overlay, BOOT + OVERLAY + NSPAWN, (f"--bind-ro={CHECKOUT}",), files=directory) as machine:
+        yield machine
+
+
+@contextlib.contextmanager
+def nspawn(root: Path, script: str, options: Sequence[str], *, files: Path) -> Iterator[Machine]:
+    """Boot a machine by `script`, and power it off at the end. `files` is where its console's output goes."""
+    name = f"forge-test-{os.getpid()}"
+    console = files / "console"
+    notify = files / "notify"
     # The machine powers off even when the tests are killed. KILL would be too much: nspawn's child outlives it.
-    private = ["setpriv", "--pdeathsig=TERM", "unshare", "--mount", "sh", "-c", BOOT, "sh", str(overlay), name]
-    options = ["--register=no", "--notify-ready=yes", "--console=pipe", f"--bind-ro={CHECKOUT}", "--boot"]
+    private = ["setpriv", "--pdeathsig=TERM", "unshare", "--mount", "sh", "-c", script, "sh", str(root), name]
     # the resource limits of systemd are those of cgroup v2
-    environment = {"PATH": PATH, "NOTIFY_SOCKET": str(socket_path), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+    environment = {"PATH": PATH, "NOTIFY_SOCKET": str(notify), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, console.open("wb") as log:
-            notifications.bind(str(socket_path))
-            nspawn = subprocess.Popen(
-                [*private, *options, "systemd.unit=multi-user.target"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+            notifications.bind(str(notify))
+            process = subprocess.Popen(
+                [*private, *options], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
             try:
-                machine = _ready(nspawn, notifications, console)
+                machine = _ready(process, notifications, console)
                 # A socket that is full and not read would block nspawn; to a closed one it just fails to send.
                 notifications.close()
                 yield machine
             finally:
-                _power_off(nspawn)
+                _power_off(process)
     finally:
+        notify.unlink(missing_ok=True)
         _remove_cgroups(name)
 
 
-def _ready(nspawn: subprocess.Popen[bytes], notifications: socket.socket, console: Path) -> Machine:
+def _ready(process: subprocess.Popen[bytes], notifications: socket.socket, console: Path) -> Machine:
     """Wait for what nspawn notifies (systemd-nspawn(1), --notify-ready): first its child's pid, later READY."""
     deadline = time.monotonic() + BOOT_TIMEOUT_SEC
     machine = None
-    exited = os.pidfd_open(nspawn.pid)
+    exited = os.pidfd_open(process.pid)
     try:
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -213,15 +225,15 @@ def _ready(nspawn: subprocess.Popen[bytes], notifications: socket.socket, consol
         os.close(exited)
 
 
-def _power_off(nspawn: subprocess.Popen[bytes]) -> None:
-    """On SIGTERM nspawn has the machine shut itself down. A machine that does not is killed: all of it dies with PID 1."""
-    nspawn.send_signal(signal.SIGTERM)
+def _power_off(process: subprocess.Popen[bytes]) -> None:
+    """On SIGTERM nspawn has the machine shut itself down. One that does not is killed: all of it dies with PID 1."""
+    process.send_signal(signal.SIGTERM)
     try:
-        nspawn.wait(20)
+        process.wait(20)
     except subprocess.TimeoutExpired:
-        for child in Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children").read_text().split():
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             os.kill(int(child), signal.SIGKILL)
-        nspawn.wait()
+        process.wait()
 
 
 def _remove_cgroups(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The real claude under the whole supervisor, as a user who has never run it, where only the loopback can be reached."""
+"""The real claude under the whole supervisor, for a user who never ran it, in a network that is only a loopback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from messages_api import texts_of
 
@@ -64,6 +64,7 @@ class Lab:
         self._api: subprocess.Popen[bytes] | None = None
         self._port = ""
         self._daemon: subprocess.Popen[str] | None = None
+        self._listener: threading.Thread | None = None
 
     @property
     def uid(self) -> int:
@@ -79,7 +80,8 @@ class Lab:
         port_file = self._directory / "port"
         server = [sys.executable, "-I", str(API), str(port_file), str(self._requests)]
         self._api = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", BEGIN, "sh", *server])
-        self._port = wait_for(lambda: port_file.exists() and port_file.read_text(), "the stand-in for the API")
+        wait_for(port_file.exists, "the stand-in for the API does not start")
+        self._port = port_file.read_text()
 
     def start(self, agents: Mapping[str, Json]) -> None:
         """Start the supervisor on these agents. Each gets an API key that claude has never seen, unless it has env."""
@@ -97,7 +99,8 @@ class Lab:
             text=True,
             env={"PATH": PATH, "LEAK": "a variable of the supervisor's"},
         )
-        threading.Thread(target=self._listen, args=[self._daemon.stderr], daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=[self._daemon.stderr])
+        self._listener.start()
 
     def stop(self) -> int:
         """Stop the supervisor and with it all agents; return its exit code."""
@@ -110,13 +113,15 @@ class Lab:
             if process is not None:
                 process.kill()
                 process.wait()
+        if self._listener is not None:
+            self._listener.join()
         with contextlib.suppress(KeyError):
             uid = self.uid
-            kill_all_of(uid)
+            wait_for(lambda: not kill_all_of(uid), f"processes of uid {uid} do not end")
             # tmux's sockets and claude's.
             for left in [path for path in Path("/tmp").iterdir() if path.lstat().st_uid == uid]:
                 shutil.rmtree(left)
-            subprocess.run(["userdel", self.user], check=True, capture_output=True, env={"PATH": PATH})
+            subprocess.run(["userdel", "--force", self.user], check=True, capture_output=True, env={"PATH": PATH})
 
     def variables(self, **more: str) -> dict[str, str]:
         """Return what an agent's env must have to find the stand-in."""
@@ -132,11 +137,11 @@ class Lab:
             assert self._heard.wait_for(lambda: len(found()) >= number, PATIENCE_SEC), self._story(agent)
             return found()[number - 1]
 
-    def prompt(self, agent: str, number: int = 1) -> int:
+    def prompt(self, agent: str, number: int = 1, *, sessions: Path | None = None) -> int:
         """Wait until the agent's number-th session waits for words; return its pid."""
         pid: int = self.event("agent_started", agent, number)["pid"]
         # Claude writes it when the last of its questions is behind it.
-        file = self.home / f".claude/sessions/{pid}.json"
+        file = (sessions or self.home / ".claude/sessions") / f"{pid}.json"
         wait_for(lambda: json_of(file).get("status") == "idle", lambda: self._story(agent))
         return pid
 
@@ -188,11 +193,12 @@ class Lab:
             yield from (f"{key} = {json.dumps(value)}" for key, value in keys.items())
             yield from (f"env.{key} = {json.dumps(value)}" for key, value in env.items())
 
-    def _listen(self, lines: Iterator[str]) -> None:
-        for line in lines:
-            with self._heard:
-                self._events.append(json.loads(line) if line.startswith("{") else {"event": "", "text": line})
-                self._heard.notify_all()
+    def _listen(self, log: IO[str]) -> None:
+        with log:
+            for line in log:
+                with self._heard:
+                    self._events.append(json.loads(line) if line.startswith("{") else {"event": "", "text": line})
+                    self._heard.notify_all()
 
     def _story(self, agent: str) -> str:
         try:
@@ -224,11 +230,16 @@ def wait_for(condition: Callable[[], T | None], what: str | Callable[[], str]) -
     return result
 
 
-def kill_all_of(uid: int) -> None:
-    for entry in Path("/proc").iterdir():
+def kill_all_of(uid: int) -> list[int]:
+    """Kill all processes of a user, and return which there were."""
+    killed = []
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and entry.stat().st_uid == uid:
+            alive = "\nState:\tZ" not in (entry / "status").read_text()
+            if entry.stat().st_uid == uid and alive:
                 os.kill(int(entry.name), signal.SIGKILL)
+                killed.append(int(entry.name))
+    return killed
 
 
 @contextlib.contextmanager

@@ -111,15 +111,21 @@ def _foreign_instructions(paths: Paths) -> Iterator[str]:
 
 
 def _answers(agent: Agent, paths: Paths) -> dict[str, Any]:
-    state = os.path.realpath(paths.state)  # a path through a symbolic link does not count
+    state = Path(os.path.realpath(paths.state))  # a path through a symbolic link does not count
     imports = {"hasClaudeMdExternalIncludesApproved": True, "hasClaudeMdExternalIncludesWarningShown": True}
-    answers: dict[str, Any] = {
-        "hasCompletedOnboarding": True,
-        "projects": {state: {"hasTrustDialogAccepted": True, **imports}},
-    }
+    projects = {str(state): {"hasTrustDialogAccepted": True, **imports}}
+    if "@" in str(agent.role):
+        # Of a home that is a git repository, claude looks imports up under the root of that. Trust it does not.
+        projects.setdefault(str(_repository(state)), imports)
+    answers: dict[str, Any] = {"hasCompletedOnboarding": True, "projects": projects}
     if key := agent.env.get("ANTHROPIC_API_KEY"):
         answers["customApiKeyResponses"] = {"approved": [key[-20:]]}
     return answers
+
+
+def _repository(directory: Path) -> Path:
+    """Return the root of the git repository that the directory lies in, or the directory if it lies in none."""
+    return next((parent for parent in (directory, *directory.parents) if (parent / ".git").exists()), directory)
 
 
 def _config_home(env: Mapping[str, str], paths: Paths) -> Path:

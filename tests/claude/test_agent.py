@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from claude_lab import said
+from claude_lab import RESTART_DELAY_SEC, said
 
 if TYPE_CHECKING:
     from claude_lab import Lab
@@ -33,7 +33,7 @@ def test_from_a_virgin_home_to_answers_and_back_after_a_kill(lab: Lab) -> None:
 
     os.kill(pid, signal.SIGKILL)
     assert lab.event("agent_exited", "scout")["signal"] == signal.SIGKILL
-    assert lab.event("agent_restarting", "scout")["n_restarts"] == 1
+    assert lab.event("agent_restarting", "scout")["delay_sec"] == RESTART_DELAY_SEC
     assert lab.prompt("scout", 2) != pid
     lab.say("scout", "[from test] and now? rose")
     lab.see("scout", "ECHO [from test] and now? rose")

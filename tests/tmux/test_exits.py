@@ -86,6 +86,14 @@ def test_exits_of_a_hundred_at_once_are_not_lost_to_libutempter(lab: Lab) -> Non
             assert reported(lab, panes) == expected, f"seed {seed}"
 
 
+def test_last_words_of_a_hundred_deaths_at_once_are_not_cut(lab: Lab) -> None:
+    with lab.fifo("gate") as gate:
+        panes = [lab.sh(f"a{n}", f"read x <{gate}; echo last; echo words; exit 3") for n in range(100)]
+        gate.write_text("\n" * len(panes))
+        reported(lab, panes)
+    assert [lab.terminal.screen_tail(pane.id) for pane in panes] == [["last", "words"]] * len(panes)
+
+
 def test_exit_is_known_though_a_child_keeps_the_terminal_open(lab: Lab) -> None:
     with lab.fifo("ready") as ready, lab.fifo("gone") as gone:
         pane = lab.sh("a", f"setsid sh -c 'echo >{ready}; read x <{gone}' & read x <{ready}; exit 7")

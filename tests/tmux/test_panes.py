@@ -82,6 +82,8 @@ def test_restart_keeps_who_is_attached_and_the_dead_screen(lab: Lab) -> None:
     with lab.attached("agent-a") as person:
         person.see("the best")
         lab.tmux("send-keys", "-t", first.id, "Enter")
+        wait_for_death(first.pid)
+        assert lab.terminal.exit_of(first.id, first.pid) == Exit(code=3)
         person.see("Pane is dead (status 3")
         second = lab.sh("a", "echo the second; read x")
         person.see("the second")
@@ -225,7 +227,8 @@ def test_screen_tail_without_control_characters(lab: Lab) -> None:
 
 
 def test_screen_tail_is_the_last_lines_cut_to_500_characters(lab: Lab) -> None:
-    pane = lab.sh_to_the_end("a", "seq 1000; printf '%0600d\n' 7; echo end")
+    pane = lab.sh("a", "seq 1000; printf '%0600d\n' 7; echo end; read x")
+    wait_until(lambda: lab.terminal.screen_tail(pane.id, 1) == ["end"])
     assert lab.terminal.screen_tail(pane.id, 3) == ["1000", "0" * 500, "end"]
     assert lab.terminal.screen_tail(pane.id, 100) == [*map(str, range(903, 1001)), "0" * 500, "end"]
 

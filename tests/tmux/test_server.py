@@ -70,9 +70,9 @@ def test_another_user_s_server_is_an_error(empty_lab: Lab) -> None:
     empty_lab.terminal.socket_path.parent.mkdir()
     empty_lab.terminal.socket_path.parent.chmod(0o777)
     argv = ["/usr/bin/python3", "-c", f"{program}; s.accept()", os.fspath(empty_lab.terminal.socket_path)]
-    with subprocess.Popen(argv, user=65534, stdout=subprocess.PIPE) as stranger:
+    with subprocess.Popen(argv, user=65534, cwd="/", stdout=subprocess.PIPE) as stranger:
         assert stranger.stdout is not None
-        stranger.stdout.readline()
+        assert stranger.stdout.readline() == b"\n"
         with pytest.raises(TerminalError, match="belongs to uid 65534"):
             empty_lab.terminal.server_pid()
 

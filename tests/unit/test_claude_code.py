@@ -170,6 +170,15 @@ class TestSeed:
             },
         }
 
+    def test_imports_are_answered_for_the_repository_that_the_agent_lies_in_if_its_role_has_any(
+        self, paths: Paths
+    ) -> None:
+        (paths.home / ".git").mkdir()
+        projects = seed_of(plan_of(paths, role="See @~/team.md")).values["projects"]
+        assert list(projects) == [str(paths.state), str(paths.home)]
+        assert "hasTrustDialogAccepted" not in projects[str(paths.home)]
+        assert list(seed_of(plan_of(paths)).values["projects"]) == [str(paths.state)]
+
     def test_an_api_key_is_approved_by_its_last_20_characters(self, paths: Paths) -> None:
         seed = seed_of(plan_of(paths, env={"ANTHROPIC_API_KEY": KEY}))
         assert seed.values["customApiKeyResponses"] == {"approved": [KEY[-20:]]}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from config_lab import NEEDS_ROOT, ROOT, RUN_AS, SOMEBODY, loaded, refused, write
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -134,6 +134,7 @@ agent_tables = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # it writes files
 @given(defaults=agent_tables, own=agent_tables)
 def test_an_agents_own_keys_win_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, defaults: dict[str, Any], own: dict[str, Any]
@@ -446,6 +447,7 @@ files = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # it writes files
 @given(files, files)
 def test_any_file_is_taken_or_refused_in_sentences(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], two: dict[str, Any]

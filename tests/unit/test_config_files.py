@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from config_lab import NEEDS_ROOT, ROOT, SOMEBODY, refused, write
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_supervisor.config import ConfigError, load
@@ -111,6 +111,7 @@ def test_all_broken_files_are_told_at_once(tmp_path: Path) -> None:
     assert names == ["config.toml:1:3", "conf.d/1.toml:1:3", "conf.d/2.toml", "conf.d/3.toml"]
 
 
+@settings(deadline=None)  # it writes files
 @given(content=st.one_of(st.binary(), st.text().map(str.encode)))
 def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = write(tmp_path_factory.getbasetemp() / "any", content)

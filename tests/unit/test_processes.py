@@ -27,7 +27,7 @@ NO_GRACE = 0.2
 # Programs. `say()` tells the test a pid; whoever says something is ready.
 WAIT = "say(); time.sleep(300)"
 DEAF = "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]"
-SCRUBBED = "say(); os.execve('/bin/sleep', ['sleep', '300'], {})"
+SCRUBBED = "os.execve('/bin/sh', ['sh', '-c', f'echo $$ >&{says}; exec sleep 300'], {})"
 
 
 class Session:
@@ -39,7 +39,7 @@ class Session:
         self._leaders: list[subprocess.Popen[bytes]] = []
 
     def lead(self, program: str, *, user: int | None = None) -> int:
-        say = f"def say(): os.write({self._says}, b'%d\\n' % os.getpid())"
+        say = f"says = {self._says}\ndef say(): os.write(says, b'%d\\n' % os.getpid())"
         argv = [sys.executable, "-I", "-S", "-c", f"import os, signal, time\n{say}\n{program}"]
         env = {"INVOCATION_ID": self.invocation}
         leader = subprocess.Popen(argv, env=env, user=user, start_new_session=True, pass_fds=[self._says], cwd="/")

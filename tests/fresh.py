@@ -1,0 +1,158 @@
+"""What a newcomer does, in a Debian made a minute ago: git clone, ./dev test, ./dev run. `./dev fresh` runs it, as root.
+
+What this machine needs to reach mirrors and registries (CA certificates, proxies, index and registry addresses) is
+taken along; nothing that was downloaded or built is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from booted import BOOT, CHECKOUT, NSPAWN, PATH, Machine, nspawn
+
+# Beyond mmdebstrap's minbase: what every server has, and git for the clone.
+INCLUDE = "systemd,systemd-sysv,dbus,ca-certificates,git"
+HOME = Path("root")
+SETTINGS = {
+    HOME / ".config/pip/pip.conf": (
+        ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf"),
+        r"index-url|extra-index-url|proxy|trusted-host",
+    ),
+    HOME / ".npmrc": (("~/.npmrc",), r"(@[^=]+:)?registry|(https?-?)?proxy|noproxy|//.+"),
+}
+ENVIRONMENT = re.compile(r"(?i:(https?|ftp|all|no)_proxy|npm_config_(registry|(https_)?proxy))|PIP_(EXTRA_)?INDEX_URL|PIP_PROXY")
+RUN_TIMEOUT_SEC = 120
+
+
+def main(suites: list[str]) -> int:
+    failed = [suite for suite in suites or ["bookworm", "trixie"] if not newcomer(suite)]
+    say(f"failed on {', '.join(failed)}" if failed else "all is well")
+    return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"fresh: {text}\n")
+    sys.stdout.flush()
+
+
+def newcomer(suite: str) -> bool:
+    """Whether both commands did what they should in a fresh `suite`."""
+    with tempfile.TemporaryDirectory(prefix="forge-fresh-", dir="/var/tmp") as name:  # root's own disk: it takes 2 GB
+        directory = Path(name)
+        directory.chmod(0o755)
+        root = directory / suite
+        began = time.monotonic()
+        make(suite, root)
+        say(f"{suite}: made in {time.monotonic() - began:.0f} s")
+        # CAP_NET_ADMIN is for tests that make network namespaces.
+        options = ("--capability=CAP_NET_ADMIN", "--resolv-conf=replace-host")
+        with nspawn(root, BOOT + NSPAWN, options, files=directory) as machine:
+            say(f"{suite}: booted; git clone")
+            machine.run("git", "clone", "-q", "/srv/forge-supervisor.git", "/root/forge-supervisor")
+            passed = tests(machine, suite) & demonstration(machine, suite)
+            versions = machine.run("sh", "-c", "systemctl --version | head -n 1; tmux -V; python3 -V").stdout
+            say(f"{suite}: {'passed' if passed else 'FAILED'} with {', '.join(versions.splitlines())}")
+        return passed
+
+
+def make(suite: str, root: Path) -> None:
+    subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={INCLUDE}", suite, root, "-"],
+        input=sources(suite),
+        text=True,
+        check=True,
+    )
+    subprocess.run(["git", "clone", "--quiet", "--bare", CHECKOUT, root / "srv/forge-supervisor.git"], check=True)
+    carry(root)
+
+
+def sources(suite: str) -> str:
+    """Return this machine's own Debian sources, for `suite`."""
+    form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", form, "Created-By: Packages", "Origin: Debian"],
+        check=True,
+        text=True,
+        capture_output=True,
+    ).stdout
+    here = re.compile(r"\b(bookworm|trixie)\b")
+    found = sorted({here.sub(suite, line) for line in listed.splitlines() if here.search(line)})
+    return "\n".join([*found, ""]) if found else f"deb http://deb.debian.org/debian {suite} main\n"
+
+
+def carry(root: Path) -> None:
+    """Give the machine in `root` what this one needs to reach mirrors and registries."""
+    proxies = subprocess.run(["apt-config", "dump"], check=True, text=True, capture_output=True).stdout
+    chosen = [line for line in proxies.splitlines() if re.match(r"Acquire::\S*proxy", line, re.IGNORECASE)]
+    (root / "etc/apt/apt.conf.d/90carried").write_text("\n".join([*chosen, ""]))
+    for certificate in Path("/usr/local/share/ca-certificates").glob("*.crt"):
+        shutil.copy(certificate, root / "usr/local/share/ca-certificates")
+    subprocess.run(["chroot", root, "update-ca-certificates"], check=True, capture_output=True)
+    for target, (files, keys) in SETTINGS.items():
+        lines = [line for file in map(Path, files) for line in read(file.expanduser())]
+        kept = [line for line in lines if re.match(rf"\[|({keys})\s*=", line) and "file:" not in line]
+        (root / target).parent.mkdir(parents=True, exist_ok=True)
+        (root / target).write_text("\n".join([*kept, ""]))
+    variables = [f'{key}="{value}"' for key, value in os.environ.items() if ENVIRONMENT.fullmatch(key)]
+    (root / HOME / "carried.env").write_text("\n".join([*variables, ""]))
+
+
+def read(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def typed(machine: Machine, command: str) -> list[str]:
+    """Return the argv that runs `command` as root would type it in the clone: in the machine's own cgroups, in no unit of ours."""
+    properties = ("WorkingDirectory=/root/forge-supervisor", "EnvironmentFile=/root/carried.env")
+    variables = (f"PATH={PATH}", "HOME=/root", "USER=root", "LOGNAME=root")
+    return machine.command(
+        *("systemd-run", "--unit=newcomer", "--pipe", "--wait", "--quiet", "--collect"),
+        *(f"--property={each}" for each in properties),
+        *(f"--setenv={each}" for each in variables),
+        *("sh", "-c", f"exec {command}"),
+    )
+
+
+def tests(machine: Machine, suite: str) -> bool:
+    say(f"{suite}: ./dev test")
+    began = time.monotonic()
+    code = subprocess.run(typed(machine, "./dev test"), check=False, stdin=subprocess.DEVNULL).returncode
+    say(f"{suite}: ./dev test ended with {code} after {time.monotonic() - began:.0f} s")
+    return code == 0
+
+
+def demonstration(machine: Machine, suite: str) -> bool:
+    """Whether ./dev run showed what it should: one agent that runs on, one that is failed after its third start."""
+    say(f"{suite}: ./dev run")
+    began = time.monotonic()
+    starts = failed = 0
+    alive = False
+    with subprocess.Popen(
+        typed(machine, f"timeout {RUN_TIMEOUT_SEC} ./dev run".removeprefix(f"timeout {RUN_TIMEOUT_SEC} ")),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(f"{time.monotonic() - began:6.1f} {line}")
+            starts += "crasher started" in line
+            if "crasher failed" in line:
+                failed = starts
+                alive = "while sleep 1" in " ".join(machine.processes("forge").values())
+                machine.run("systemctl", "kill", "--signal=SIGINT", "--kill-whom=main", "newcomer")
+    left = machine.processes("forge")
+    say(f"{suite}: ./dev run ended with {process.returncode}; crasher failed after start {failed}; left: {left or 'nothing'}")
+    return process.returncode == 0 and failed == 3 and alive and not left
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""systemctl reload: what was changed is changed, what was not is not touched, what is broken changes nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from booted import Machine
+
+CONFIG = "/etc/forge-supervisor/config.toml"
+DEFAULTS = '[defaults]\nrun_as = "loader"\nharness = "command"\n'
+
+
+def agent(name: str, seconds: int, *more: str) -> str:
+    return "\n".join((f"[agents.{name}]", f'command = ["/bin/sleep", "{seconds}"]', *more, ""))
+
+
+@pytest.fixture
+def service(machine: Machine) -> Iterator[Machine]:
+    machine.run("useradd", "--create-home", "loader", check=False)
+    machine.write(CONFIG, DEFAULTS + agent("same", 1001) + agent("changed", 1002) + agent("removed", 1003))
+    machine.run("systemctl", "start", "forge-supervisor")
+    yield machine
+    machine.run("systemctl", "stop", "forge-supervisor")
+
+
+def now(machine: Machine) -> int:
+    """Microseconds, as the journal counts them: entries of the tests before this one are not the awaited ones."""
+    return int(machine.run("date", "+%s%6N").stdout)
+
+
+def sleeping(machine: Machine) -> dict[str, int]:
+    """The argument of every running sleep, and its pid."""
+    found = machine.processes("loader").items()
+    return {command.split()[1]: pid for pid, command in found if command.startswith("/bin/sleep ")}
+
+
+def test_a_reload_makes_the_config_true_and_leaves_the_rest_alone(service: Machine) -> None:
+    before = sleeping(service)
+    assert before.keys() == {"1001", "1002", "1003"}
+    text = DEFAULTS + agent("same", 1001, "stop_timeout_sec = 5") + agent("changed", 2002) + agent("new", 1004)
+    service.write(CONFIG, text)
+    service.run("systemctl", "reload", "forge-supervisor")
+    service.wait_for("EVENT=agent_started", "AGENT=changed", until=lambda e: int(e["PID"]) != before["1002"])
+    service.wait_for("EVENT=agent_started", "AGENT=new", until=bool)
+    after = sleeping(service)
+    assert after.keys() == {"1001", "2002", "1004"}
+    assert after["1001"] == before["1001"], "a new stop timeout takes no restart"
+    sessions = service.run("tmux", "-L", "forge", "list-sessions", "-F", "#S", user="loader").stdout.split()
+    assert sorted(sessions) == ["agent-changed", "agent-new", "agent-same"]
+    assert service.property("forge-supervisor", "StatusText") == "3 running"
+
+
+def test_a_broken_config_changes_nothing_and_says_why(service: Machine) -> None:
+    before = sleeping(service)
+    service.write(CONFIG, "[agents.x]\nmodell = 1\n")
+    service.run("systemctl", "reload", "forge-supervisor")
+    told = service.wait_for("EVENT=supervisor_reload_failed", until=lambda e: "modell" in e["PROBLEM"])
+    assert f"{CONFIG}: agents.x.modell: unknown key" in told["PROBLEM"]
+    assert service.property("forge-supervisor", "ActiveState") == "active"
+    assert service.property("forge-supervisor", "StatusText").startswith("3 running; ")
+    assert sleeping(service) == before
+
+
+def test_a_disabled_agent_is_stopped(service: Machine) -> None:
+    begin = now(service)
+    service.write(CONFIG, DEFAULTS + agent("same", 1001) + agent("changed", 1002, "enabled = false"))
+    service.run("systemctl", "reload", "forge-supervisor")
+    for name in ("changed", "removed"):
+        service.wait_for(
+            "EVENT=agent_stopped", f"AGENT={name}", until=lambda e: int(e["__REALTIME_TIMESTAMP"]) > begin
+        )
+    assert sleeping(service).keys() == {"1001"}
