@@ -121,8 +121,9 @@ def test_each_agent_fails_by_itself(machine: Machine) -> None:
     for name in ("homeless", "readonly", "linker"):
         machine.add_user(name)
     machine.run("rm", "-r", "/home/homeless")
-    machine.run("sh", "-c", "mkdir -p ~readonly/.local && chown root: ~readonly ~readonly/.local && chmod 755 ~readonly")
-    machine.run("sh", "-c", "mkdir -p ~/.local/state /tmp/elsewhere && ln -s /tmp/elsewhere ~/.local/state/forge", user="linker")
+    machine.run("sh", "-c", "mkdir ~readonly/.local && chown root: ~readonly ~readonly/.local && chmod 755 ~readonly")
+    link = "mkdir -p ~/.local/state /tmp/elsewhere && ln -s /tmp/elsewhere ~/.local/state/forge"
+    machine.run("sh", "-c", link, user="linker")
     defaults = '[defaults]\nrestart = {policy = "no"}\n'
     agents = {
         "nobody": 'run_as = "nosuchuser"\nharness = "command"\ncommand = ["true"]',

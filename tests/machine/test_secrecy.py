@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from booted import Machine
@@ -53,8 +53,9 @@ def test_an_agents_environment_is_exactly_what_was_declared(machine: Machine) ->
             after = machine.wait_for("EVENT=agent_started", "AGENT=busy", until=lambda e: int(e["N_RESTARTS"]) > 20)
             assert int(after["N_RESTARTS"]) > 20
             environment = read_environment(proc(machine) / started["PID"])
-            tmux_environment = machine.run("tmux", "-L", "forge", "show-environment", "-g", user="keeper").stdout
-            tmux_environment += machine.run("tmux", "-L", "forge", "show-environment", "-t", "=agent-still:", user="keeper").stdout
+            show = ("tmux", "-L", "forge", "show-environment")
+            tmux_environment = machine.run(*show, "-g", user="keeper").stdout
+            tmux_environment += machine.run(*show, "-t", "=agent-still:", user="keeper").stdout
         finally:
             machine.run("systemctl", "stop", "forge-supervisor")
     pane = environment.pop("TMUX_PANE")
@@ -103,7 +104,7 @@ class CommandLines(threading.Thread):
                         self.with_secret.add(line)
             self.rounds += 1
 
-    def __enter__(self) -> CommandLines:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -17,7 +17,17 @@ from forge_supervisor.config import Agent, HarnessSettings
 from forge_supervisor.units import DirectPlacement, Process, User
 from forge_supervisor.worker import client
 from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
-from forge_supervisor.worker.messages import Close, Collect, Collected, FindServer, Prepare, Prepared, RequestLine, ServerFound, encode
+from forge_supervisor.worker.messages import (
+    Close,
+    Collect,
+    Collected,
+    FindServer,
+    Prepare,
+    Prepared,
+    RequestLine,
+    ServerFound,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
