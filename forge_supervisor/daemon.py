@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -54,9 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.check:
         return asyncio.run(check(loaded))
     try:
-        with _only_one(runtime_directory()) as directory:
+        with only_one(runtime_directory()) as directory:
             return asyncio.run(Daemon(loaded, options.config, directory).run())
-    except (_UnusableRuntimeError, units.PlacementError, OSError) as error:
+    except (UnusableRuntimeError, units.PlacementError, OSError) as error:
         print(error, file=sys.stderr)
         return EX_TEMPFAIL
 
@@ -79,7 +80,9 @@ def runtime_directory() -> Path:
         return Path(given)
     if os.geteuid() == 0:
         return Path("/run/forge-supervisor")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/forge-supervisor-{os.geteuid()}") / "forge-supervisor"  # noqa: S108 - made by us alone, see _only_one
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    # only_one() refuses one in /tmp that somebody else has made.
+    return Path(own) / "forge-supervisor" if own else Path(f"/tmp/forge-supervisor-{os.geteuid()}")  # noqa: S108
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -99,28 +102,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class _UnusableRuntimeError(Exception):
+class UnusableRuntimeError(Exception):
     pass
 
 
 @contextlib.contextmanager
-def _only_one(directory: Path) -> Iterator[Path]:
-    """Hold the runtime directory against a second supervisor. Raises _UnusableRuntimeError."""
+def only_one(directory: Path) -> Iterator[Path]:
+    """Hold the runtime directory against a second supervisor. Raises UnusableRuntimeError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Agents' users connect to the socket in it, and only its owner may put another in its place.
         status = directory.lstat()
-        if status.st_uid != os.geteuid() or not directory.is_dir() or directory.is_symlink():
-            raise _UnusableRuntimeError(f"{directory} is not a directory of this user (remove it)")
+        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+            raise UnusableRuntimeError(f"{directory} is not a directory of this user (remove it)")
         directory.chmod(0o755)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise _UnusableRuntimeError(f"the runtime directory {directory} cannot be used: {error}") from error
+        raise UnusableRuntimeError(f"the runtime directory {directory} cannot be used: {error}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield directory
     except BlockingIOError:
-        raise _UnusableRuntimeError(f"another forge-supervisor is running (it holds {directory}/lock)") from None
+        raise UnusableRuntimeError(f"another forge-supervisor is running (it holds {directory}/lock)") from None
     finally:
         os.close(lock)
 

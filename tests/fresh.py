@@ -1,4 +1,4 @@
-"""What a newcomer does, in a Debian made a minute ago: git clone, ./dev run, ./dev test. `./dev fresh` runs it, as root.
+"""What a newcomer does, in a Debian made a minute ago: git clone, ./dev run, ./dev test. Run by `./dev fresh`, as root.
 
 What this machine needs to reach mirrors and registries (CA certificates, proxies, index and registry addresses) is
 taken along; nothing that was downloaded or built is.
@@ -20,13 +20,10 @@ from booted import BOOT, CHECKOUT, NSPAWN, PATH, Machine, nspawn
 # Beyond mmdebstrap's minbase: what every server has, and git for the clone.
 INCLUDE = "systemd,systemd-sysv,dbus,ca-certificates,git"
 HOME = Path("root")
-SETTINGS = {
-    HOME / ".config/pip/pip.conf": (
-        ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf"),
-        r"index-url|extra-index-url|proxy|trusted-host",
-    ),
-    HOME / ".npmrc": (("~/.npmrc",), r"(@[^=]+:)?registry|(https?-?)?proxy|noproxy|//.+"),
-}
+PIP = ("/etc/pip.conf", "~/.config/pip/pip.conf", "~/.pip/pip.conf")
+PIP_KEYS = re.compile(r"(index-url|extra-index-url|proxy|trusted-host)\s*=(?!.*file:)")
+NPM = ("/etc/npmrc", "~/.npmrc")
+NPM_KEYS = re.compile(r"((@[^=]+:)?registry|(https-)?proxy|noproxy|//.+)\s*=")
 ENVIRONMENT = re.compile(
     r"(https?|ftp|all|no)_proxy|npm_config_(registry|(https_)?proxy)|pip_((extra_)?index_url|proxy)", re.IGNORECASE
 )
@@ -90,26 +87,26 @@ def sources(suite: str) -> str:
 def carry(root: Path) -> None:
     """Give the machine in `root` what this one needs to reach mirrors and registries."""
     proxies = subprocess.run(["apt-config", "dump"], check=True, text=True, capture_output=True).stdout
-    chosen = [line for line in proxies.splitlines() if re.match(r"Acquire::\S*proxy", line, re.IGNORECASE)]
-    (root / "etc/apt/apt.conf.d/90carried").write_text("\n".join([*chosen, ""]))
+    for_apt = [f"{line}\n" for line in proxies.splitlines() if re.match(r"Acquire::\S*proxy", line, re.IGNORECASE)]
+    (root / "etc/apt/apt.conf.d/90carried").write_text("".join(for_apt))
     for certificate in Path("/usr/local/share/ca-certificates").glob("*.crt"):
         shutil.copy(certificate, root / "usr/local/share/ca-certificates")
     subprocess.run(["chroot", root, "update-ca-certificates"], check=True, capture_output=True)
-    for target, (files, keys) in SETTINGS.items():
-        lines = [line for file in map(Path, files) for line in read(file.expanduser())]
-        kept = [line for line in lines if re.match(rf"\[|({keys})\s*=", line) and "file:" not in line]
-        (root / target).parent.mkdir(parents=True, exist_ok=True)
-        (root / target).write_text("\n".join([*kept, ""]))
-    variables = [f'{key}="{value}"' for key, value in os.environ.items() if ENVIRONMENT.fullmatch(key)]
-    (root / HOME / "carried.env").write_text("\n".join([*variables, ""]))
+    (root / HOME / ".config/pip").mkdir(parents=True)
+    (root / HOME / ".config/pip/pip.conf").write_text("[global]\n" + chosen(PIP, PIP_KEYS))
+    (root / HOME / ".npmrc").write_text(chosen(NPM, NPM_KEYS))
+    variables = [f'{key}="{value}"\n' for key, value in os.environ.items() if ENVIRONMENT.fullmatch(key)]
+    (root / HOME / "carried.env").write_text("".join(variables))
 
 
-def read(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
+def chosen(files: tuple[str, ...], keys: re.Pattern[str]) -> str:
+    """Return the lines of `files` that `keys` matches."""
+    texts = [path.read_text() for path in (Path(file).expanduser() for file in files) if path.exists()]
+    return "".join(f"{line}\n" for line in "\n".join(texts).splitlines() if keys.match(line))
 
 
 def typed(machine: Machine, command: str) -> list[str]:
-    """Return the argv that runs `command` in the clone, as root, in a cgroup of the machine (nsenter alone does not)."""
+    """Return the argv that runs `command` in the clone, as root, in a unit of the machine."""
     directory = "WorkingDirectory=/root/forge-supervisor"
     properties = (directory, "EnvironmentFile=/root/carried.env", f"RuntimeMaxSec={TIMEOUT_SEC}")
     variables = (f"PATH={PATH}", "HOME=/root", "USER=root", "LOGNAME=root")
@@ -150,7 +147,7 @@ def demonstration(machine: Machine, suite: str) -> bool:
                 failed_after = starts
                 runs_on = "while sleep 1" in " ".join(machine.processes("forge").values())
                 machine.run("systemctl", "kill", "--signal=SIGINT", "--kill-whom=main", "newcomer")
-    left = machine.processes("forge")
+    left = machine.processes("forge") if starts else {}
     say(
         f"{suite}: ./dev run ended with {process.returncode} after {time.monotonic() - began:.0f} s; "
         f"crasher failed after {failed_after} starts, clock {'ran' if runs_on else 'did not run'} then; "

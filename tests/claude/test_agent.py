@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from claude_lab import RESTART_DELAY_SEC, said
+from claude_lab import RESTART_DELAY_SEC, said, wait_for
 
 if TYPE_CHECKING:
     from claude_lab import Lab
@@ -31,6 +31,8 @@ def test_from_a_virgin_home_to_answers_and_back_after_a_kill(lab: Lab) -> None:
     assert "AskUserQuestion" not in {tool["name"] for tool in request["tools"]}
     assert request == lab.requests()[0], "something was asked before anybody said a word"
 
+    # Whoever dies with this lock makes the next one wait for 10 s, which is what a test would do then.
+    wait_for(lambda: not (lab.home / ".claude.json.lock").exists(), "claude keeps its lock")
     os.kill(pid, signal.SIGKILL)
     assert lab.event("agent_exited", "scout")["signal"] == signal.SIGKILL
     assert lab.event("agent_restarting", "scout")["delay_sec"] == RESTART_DELAY_SEC

@@ -45,7 +45,8 @@ def test_no_login_at_all(lab: Lab) -> None:
     lab.start({"scout": {"env": lab.variables()}})
     assert "not logged in: run `sudo -iu " in lab.event("agent_warning", "scout")["problem"]
     lab.prompt("scout")
-    lab.see("scout", "Not logged in · ")
+    lab.say("scout", "[from test] hello")
+    lab.see("scout", "Not logged in · Please run /login")
 
 
 def test_a_role_that_imports_a_file_of_elsewhere(lab: Lab) -> None:

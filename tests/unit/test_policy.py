@@ -165,6 +165,14 @@ def test_rule_2_prevent_before_force_before_policy(settings: Restart, result: Re
         assert restarted == should_restart(restart(settings.policy), result, exit_, stop_requested=False)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("exit_", [Exit(code=3), Exit(signal=9)])
+def test_rule_2_what_is_prevented_and_forced_is_prevented(policy: str, exit_: Exit) -> None:
+    listed = statuses(codes={3}, signals={9})
+    both = restart(policy, prevent_exit_status=listed, force_exit_status=listed)
+    assert not should_restart(both, result_of(exit_, both), exit_, stop_requested=False)
+
+
 def test_rule_2_codes_and_signals_are_apart() -> None:
     on_code = restart("always", prevent_exit_status=statuses(codes={9}))
     on_signal = restart("always", prevent_exit_status=statuses(signals={9}))
@@ -291,6 +299,8 @@ def test_rule_9_delays_never_shrink_and_stay_within_their_bounds(delay: float, m
     assert min(delay, most) <= this * (1 + 1e-12)
     assert this <= following * (1 + 1e-12)
     assert following <= most
+    if n >= steps > 0 and 0 < delay <= most:
+        assert this == most
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**9), st.integers(1, 50), st.integers(0, 60))

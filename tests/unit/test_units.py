@@ -17,14 +17,39 @@ ROOT = os.geteuid() == 0
 SOMEBODY = "nobody" if ROOT else pwd.getpwuid(os.geteuid()).pw_name
 
 
+async def hold(case: str) -> None:
+    placement = DirectPlacement()
+    await CASES[case](placement, units.lookup(SOMEBODY))
+    await placement.close()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_children_without_systemd(case: str) -> None:
-    async def run() -> None:
-        placement = DirectPlacement()
-        await CASES[case](placement, units.lookup(SOMEBODY))
-        await placement.close()
+    asyncio.run(hold(case))
 
-    asyncio.run(run())
+
+@pytest.mark.skipif(not ROOT, reason="only root can be in a group that the child must leave")
+def test_our_groups_do_not_reach_a_child() -> None:
+    ours = os.getgroups()
+    os.setgroups([*ours, 4])
+    try:
+        asyncio.run(hold("it_runs_as_the_user_in_the_root_directory"))
+    finally:
+        os.setgroups(ours)
+
+
+def test_our_stdin_and_umask_do_not_reach_a_child() -> None:
+    stdin, umask = os.dup(0), os.umask(0o077)
+    reader, writer = os.pipe()
+    os.dup2(reader, 0)
+    try:
+        asyncio.run(hold("without_stdin_it_reads_nothing"))
+        asyncio.run(hold("it_runs_as_the_user_in_the_root_directory"))
+    finally:
+        os.umask(umask)
+        os.dup2(stdin, 0)
+        for descriptor in (stdin, reader, writer):
+            os.close(descriptor)
 
 
 class LogLines(logging.Handler):
@@ -93,6 +118,12 @@ def test_a_user_is_found_with_all_groups() -> None:
         shell=entry.pw_shell or "/bin/sh",
     )
     assert user.gid in user.groups
+
+
+def test_no_shell_in_the_password_file_is_bin_sh(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = pwd.struct_passwd(("odd", "x", 4242, 4242, "", "/home/odd", ""))
+    monkeypatch.setattr(pwd, "getpwnam", lambda _name: without)
+    assert units.lookup("odd").shell == "/bin/sh"  # passwd(5)
 
 
 @pytest.mark.parametrize("name", ["no-such-user-here", "", "a\0b"])

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from forge_supervisor import __version__, daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        daemon.run(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"forge-supervisor {__version__}\n"
+
+
+def test_schema_is_what_editors_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert daemon.run(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert "agents" in schema["properties"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check"], ["--log-format", "json"]])
+def test_a_broken_config_is_exit_code_78_with_one_line_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("colour = 1\n[defaults]\nrun_as = 'x'\n[agents.UPPER]\n")
+    config.chmod(0o600)
+    assert daemon.run(["--config", str(config), *arguments]) == 78
+    said = capsys.readouterr()
+    assert said.out == ""
+    own = [line for line in said.err.splitlines() if line.startswith(f"{config}: ")]
+    assert {line.split(": ")[1] for line in own} >= {"colour", "agents.UPPER"}
+
+
+def test_the_default_config_is_the_systems_or_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert str(daemon.default_config()) == "/etc/forge-supervisor/config.toml"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/me/cfg")
+    assert str(daemon.default_config()) == "/home/me/cfg/forge-supervisor/config.toml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(daemon.default_config()) == "/home/me/.config/forge-supervisor/config.toml"
+
+
+def test_the_runtime_directory_is_where_the_unit_would_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert daemon.runtime_directory().name == "run"
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert str(daemon.runtime_directory()) == "/run/forge-supervisor"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert str(daemon.runtime_directory()) == "/run/user/1000/forge-supervisor"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert str(daemon.runtime_directory()) == "/tmp/forge-supervisor-1000"
+
+
+def test_a_second_supervisor_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    with daemon.only_one(tmp_path / "run") as directory:
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+        with (
+            pytest.raises(daemon.UnusableRuntimeError, match="another forge-supervisor is running"),
+            daemon.only_one(tmp_path / "run"),
+        ):
+            pass
+    with daemon.only_one(tmp_path / "run"):
+        pass
+
+
+def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(daemon.UnusableRuntimeError, match="is not a directory of this user"),
+        daemon.only_one(tmp_path / "run"),
+    ):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o700
+
+
+def test_a_runtime_directory_that_cannot_be_made_is_exit_code_75(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    config.chmod(0o600)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(config / "run"))
+    assert daemon.run(["--config", str(config)]) == 75
+    assert f"the runtime directory {config}/run cannot be used" in capsys.readouterr().err

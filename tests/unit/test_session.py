@@ -1,0 +1,293 @@
+"""One session with real processes and the real launch; only the user's realm (worker, tmux server) is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pwd
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from forge_supervisor import events, session, units
+from forge_supervisor.agent import Lifecycle, State
+from forge_supervisor.config import Agent, HarnessSettings
+from forge_supervisor.handshake import Handshake, LaunchError
+from forge_supervisor.pidfd import Pidfd
+from forge_supervisor.policy import Exit, Result
+from forge_supervisor.session import Session, SessionRunner
+from forge_supervisor.worker.client import WorkerError, WorkerLostError
+from forge_supervisor.worker.messages import Collect, Collected, Finding, Open, Opened, Prepare, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+AGENT = Agent.model_validate({"name": "scout", "run_as": "team", "harness": "command", "command": ("x",)})
+GONE: dict[str, Any] = {"screen": [], "terminated": 0, "killed": 0, "left": 0}
+
+
+def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, env={}, stderr=subprocess.DEVNULL)
+
+
+class FakeRealm:
+    """Runs the pane's first process as a child, and its server is another one."""
+
+    def __init__(self, *argv: str) -> None:
+        self.user = units.lookup(pwd.getpwuid(os.getuid()).pw_name)
+        self.tmux = subprocess.Popen(["/bin/sleep", "infinity"])
+        self.argv = argv
+        self.cwd = "/"
+        self.env: dict[str, str] = {}
+        self.findings: list[Finding] = []
+        self.shim: Callable[[Sequence[str]], Sequence[str]] = lambda argv: argv
+        self.pane: subprocess.Popen[bytes] | None = None
+        self.trouble: list[Exception] = []
+        """Raised, one a request, by the next requests to collect."""
+        self.collected = 0
+        self.screen = ["last words"]
+
+    async def server(self) -> Pidfd:
+        return Pidfd(self.tmux.pid, os.getuid())
+
+    async def ask(self, request: Any) -> Any:
+        match request:
+            case Prepare():
+                return Prepared(argv=list(self.argv), cwd=self.cwd, env=self.env, findings=self.findings)
+            case Open():
+                self.pane = start(self.shim(request.argv))
+                return Opened(pane="%0", pid=self.pane.pid, notes=["a note"])
+            case Collect():
+                self.collected += 1
+                if self.trouble:
+                    raise self.trouble.pop(0)
+                assert self.pane is not None
+                ended = await asyncio.to_thread(self.pane.wait)
+                code, number = (None, -ended) if ended < 0 else (ended, None)
+                return Collected(code=code, signal=number, **{**GONE, "screen": self.screen})
+        raise AssertionError(request)
+
+    def end(self) -> None:
+        for process in (self.tmux, self.pane):
+            if process is not None:
+                process.kill()
+                process.wait()
+
+
+class Stage:
+    def __init__(self, realm: FakeRealm, handshake: Handshake) -> None:
+        self.realm = realm
+        self.events: list[events.Event] = []
+        self._handshake = handshake
+
+    def session(self, agent: Agent = AGENT, invocation: str = "c0ffee") -> Session:
+        realm: Any = self.realm
+        return Session(
+            agent,
+            invocation,
+            realm=realm,
+            settings=HarnessSettings(),
+            handshake=self._handshake,
+            emit=self.events.append,
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        return [event.sentence() for event in self.events if isinstance(event, events.AgentWarning)]
+
+
+@contextlib.asynccontextmanager
+async def stage(directory: Path, *argv: str) -> AsyncIterator[Stage]:
+    handshake = Handshake(directory / "launch.sock")
+    await handshake.open()
+    realm = FakeRealm(*argv)
+    try:
+        yield Stage(realm, handshake)
+    finally:
+        realm.end()
+        await handshake.close()
+        await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
+
+
+async def whole(run: Session) -> tuple[Exit, list[str]]:
+    await run.launch()
+    await asyncio.wait_for(run.death(), 20)
+    try:
+        return await run.collect()
+    finally:
+        run.close()
+
+
+@pytest.mark.parametrize("code", [0, 1, 143, 255])
+def test_a_session_from_launch_to_exit(tmp_path: Path, code: int) -> None:
+    async def scenario() -> tuple[tuple[Exit, list[str]], list[str]]:
+        async with stage(tmp_path, "/bin/sh", "-c", f"exit {code}") as s:
+            return await whole(s.session()), s.warnings
+
+    (exit_, screen), warnings = asyncio.run(scenario())
+    assert (exit_, screen) == (Exit(code=code), ["last words"])
+    assert warnings == ["scout: a note"]
+
+
+def test_terminate_and_kill_reach_the_harness_itself(tmp_path: Path) -> None:
+    async def scenario() -> list[Exit]:
+        exits = []
+        for number in ("terminate", "kill"):
+            async with stage(tmp_path, "/bin/sleep", "infinity") as s:
+                run = s.session()
+                await run.launch()
+                getattr(run, number)()
+                await asyncio.wait_for(run.death(), 20)
+                exits.append((await run.collect())[0])
+                run.close()
+        return exits
+
+    assert asyncio.run(scenario()) == [Exit(signal=signal.SIGTERM), Exit(signal=signal.SIGKILL)]
+
+
+def test_a_fatal_finding_is_a_failed_launch_and_others_are_warnings(tmp_path: Path) -> None:
+    async def scenario() -> tuple[LaunchError, Stage]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.findings = [
+                Finding(key="harnesses.command.version", text="is 2, and 1 was meant", fatal=False),
+                Finding(key="model", text="is no model", fatal=True),
+            ]
+            with pytest.raises(LaunchError) as failure:
+                await s.session().launch()
+            assert s.realm.pane is None
+            return failure.value, s
+
+    error, s = asyncio.run(scenario())
+    assert (error.problem.key, error.problem.text) == ("model", "is no model")
+    assert s.warnings == ["scout: harnesses.command.version: is 2, and 1 was meant"]
+
+
+def test_a_first_process_that_dies_early_is_a_failed_launch_with_its_last_words(tmp_path: Path) -> None:
+    async def scenario() -> LaunchError:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.shim = lambda _argv: ["/bin/sh", "-c", "exit 126"]
+            s.realm.screen = ["python3: Permission denied"]
+            with pytest.raises(LaunchError) as failure:
+                await asyncio.wait_for(s.session().launch(), 10)
+            return failure.value
+
+    said = asyncio.run(scenario()).problem.text
+    assert "ended before it was told what to run (exit code 126): python3: Permission denied" in said
+
+
+def test_a_first_process_that_never_asks_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge_supervisor.handshake.LAUNCH_TIMEOUT", 0.1)
+
+    async def scenario() -> int | None:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.shim = lambda _argv: ["/bin/sleep", "infinity"]
+            with pytest.raises(LaunchError, match="did not get to run"):
+                await s.session().launch()
+            assert s.realm.pane is not None
+            return await asyncio.to_thread(s.realm.pane.wait, 10)
+
+    assert asyncio.run(scenario()) == -signal.SIGKILL
+
+
+def test_a_pane_process_that_is_not_the_users_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.user = dataclasses.replace(s.realm.user, uid=os.getuid() + 1)
+            with pytest.raises(LaunchError, match="cannot be watched: process .* belongs to uid"):
+                await s.session().launch()
+
+    asyncio.run(scenario())
+
+
+def test_an_exit_status_survives_the_loss_of_the_worker(tmp_path: Path) -> None:
+    async def scenario() -> Exit:
+        async with stage(tmp_path, "/bin/sh", "-c", "exit 9") as s:
+            s.realm.trouble = [WorkerLostError("it ended")]
+            return (await whole(s.session()))[0]
+
+    assert asyncio.run(scenario()) == Exit(code=9)
+
+
+@pytest.mark.parametrize("trouble", [[WorkerError("tmux: no")], [WorkerLostError("it ended")] * 2])
+def test_what_cannot_be_asked_is_lost_and_never_success(tmp_path: Path, trouble: list[Exception]) -> None:
+    async def scenario() -> tuple[Exit, list[str]]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.trouble = trouble
+            return (await whole(s.session()))[0], s.warnings
+
+    exit_, warnings = asyncio.run(scenario())
+    assert exit_ == Exit(lost=True)
+    assert "its exit status cannot be known" in warnings[-1]
+
+
+@pytest.mark.parametrize("ignored", ["", "TERM HUP"])
+def test_who_outlives_the_tmux_server_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str) -> None:
+    monkeypatch.setattr(session, "HANGUP_GRACE", 0.2)
+
+    async def scenario() -> Exit:
+        script = f"trap '' {ignored}; " if ignored else ""
+        loop = f"{script}echo up >{tmp_path}/up; while :; do sleep 0.1; done"
+        async with stage(tmp_path, "/bin/sh", "-c", loop) as s:
+            run = s.session()
+            await run.launch()
+            while not (tmp_path / "up").exists():  # noqa: ASYNC110 - a file has no event
+                await asyncio.sleep(0.01)
+            s.realm.tmux.kill()
+            s.realm.tmux.wait()
+            await asyncio.wait_for(run.death(), 20)
+            exit_, _ = await run.collect()
+            run.close()
+            return exit_
+
+    assert asyncio.run(scenario()) == Exit(signal=signal.SIGKILL if ignored else signal.SIGTERM)
+
+
+def test_a_process_that_not_even_sigkill_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "KILL_GRACE", 0.1)
+    monkeypatch.setattr(Pidfd, "signal", lambda _self, _number: None)  # as one in uninterruptible sleep takes it
+
+    async def scenario() -> None:
+        async with stage(tmp_path, "/bin/sleep", "infinity") as s:
+            run = s.session()
+            await run.launch()
+            run.kill()
+            await asyncio.wait_for(run.death(), 10)
+            run.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_of_ours_leaves_no_agent_in_starting(tmp_path: Path) -> None:
+    async def scenario() -> Lifecycle:
+        async with stage(tmp_path, "/bin/true") as s:
+
+            async def broken() -> Pidfd:
+                raise ZeroDivisionError("ours")
+
+            s.realm.server = broken  # type: ignore[method-assign]
+            once = AGENT.model_copy(update={"restart": AGENT.restart.model_copy(update={"policy": "no"})})
+            settled = asyncio.Event()
+            life = Lifecycle(once, SessionRunner(s.session), clock=asyncio.get_running_loop(), emit=s.events.append)
+            life.changed = lambda: settled.set() if life.state is State.FAILED else None
+            life.start()
+            await asyncio.wait_for(settled.wait(), 10)
+            return life
+
+    assert asyncio.run(scenario()).result is Result.RESOURCES
+
+
+def test_the_harness_does_not_start_where_its_plan_says_it_cannot(tmp_path: Path) -> None:
+    async def scenario() -> LaunchError:
+        async with stage(tmp_path, "/no/such/program") as s:
+            with pytest.raises(LaunchError) as failure:
+                await s.session().launch()
+            return failure.value
+
+    assert asyncio.run(scenario()).problem.text == "cannot run /no/such/program: No such file or directory"
+
+
