@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -63,7 +64,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def load(path: Path) -> Config:
-    return config.load(path, check=harness.check_agent)
+    """Read the configuration, with what the installed harnesses say of it. Raises ConfigError."""
+    loaded = config.load(path, check=harness.check_agent)
+    idle = [name for name in loaded.harnesses if name not in harness.names()]
+    text = f"no such harness is installed (installed: {', '.join(harness.names())})"
+    warnings = [config.Problem(f"harnesses.{name}", text, fatal=False, file=str(path)) for name in idle]
+    return dataclasses.replace(loaded, warnings=(*loaded.warnings, *warnings))
 
 
 def default_config() -> Path:

@@ -19,8 +19,10 @@ class Command:
     requires = frozenset({"command"})
     stop_exit_status: frozenset[int] = frozenset()
 
-    def check(self, agent: Agent) -> Iterable[Problem]:  # noqa: ARG002
-        return ()
+    def check(self, agent: Agent) -> Iterable[Problem]:
+        program = agent.command[0] if agent.command else ""
+        if "/" in program and not program.startswith(("/", "~/")):
+            yield Problem("command", f"{program} is a relative path (begin with / or ~/, or give a bare name)")
 
     def plan(self, agent: Agent, settings: HarnessSettings, paths: Paths) -> LaunchPlan:  # noqa: ARG002
         if not agent.command:
@@ -32,7 +34,16 @@ class Command:
         return ()
 
     def version(self, plan: LaunchPlan) -> str:
-        answer = subprocess.run([plan.argv[0], "--version"], capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(
+            [plan.argv[0], "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={"PATH": f"{Path(plan.argv[0]).parent}:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        )
         return answer.stdout.partition("\n")[0].strip()
 
     def _cwd(self, agent: Agent, paths: Paths) -> Path:

@@ -46,6 +46,15 @@ def test_a_broken_config_is_exit_code_78_with_one_line_a_problem(
     assert {line.split(": ")[1] for line in own} >= {"colour", "agents.UPPER"}
 
 
+def test_settings_of_a_harness_that_is_not_there_are_warned_of(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[harnesses.claud-code]\nversion = '1'\n[harnesses.command]\n")
+    config.chmod(0o600)
+    warnings = [problem for problem in daemon.load(config).warnings if problem.key != "agents"]
+    assert [(problem.key, problem.fatal) for problem in warnings] == [("harnesses.claud-code", False)]
+    assert "installed: claude-code, command" in warnings[0].text
+
+
 def test_the_default_config_is_the_systems_or_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert str(daemon.default_config()) == "/etc/forge-supervisor/config.toml"

@@ -66,6 +66,12 @@ def test_a_key_that_is_needed_is_missed() -> None:
     assert problems(agent(harness="claude-code")) == [("role", 'is missing, and the harness "claude-code" needs it')]
 
 
+def test_a_command_with_a_relative_path_is_refused_when_it_is_read() -> None:
+    ((key, text),) = problems(agent(command=("./tool",)))
+    assert (key, text.partition(" (")[0]) == ("command", "./tool is a relative path")
+    assert problems(agent(command=("~/tool",))) == []
+
+
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
     for name, mode in (("tool", 0o755), ("data", 0o644)):
