@@ -1,0 +1,203 @@
+"""All agents together; their sessions are the test's, and end when it says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from forge_supervisor import events, supervisor
+from forge_supervisor.config import Agent, Config, HarnessSettings
+from forge_supervisor.handshake import LaunchError
+from forge_supervisor.policy import Exit
+from forge_supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class FakeSession:
+    """Runs until it is told to end; `obstinate` ones end on SIGKILL only."""
+
+    def __init__(self, agent: Agent, _invocation: str, *, settings: HarnessSettings, **_: Any) -> None:
+        self.agent = agent
+        self.settings = settings
+        self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def launch(self) -> int:
+        if self.agent.model == "broken":
+            raise LaunchError("model", "is broken")
+        await asyncio.sleep(0)
+        return 4711
+
+    async def death(self) -> None:
+        await asyncio.shield(self.ended)
+
+    async def collect(self) -> tuple[Exit, list[str]]:
+        return self.ended.result(), []
+
+    def terminate(self) -> None:
+        if self.agent.model != "obstinate":
+            self.end(Exit(signal=15))
+
+    def kill(self) -> None:
+        self.end(Exit(signal=9))
+
+    def end(self, exit_: Exit) -> None:
+        if not self.ended.done():
+            self.ended.set_result(exit_)
+
+    def close(self) -> None:
+        pass
+
+
+class Bench:
+    def __init__(self, config: Config) -> None:
+        self.sessions: dict[str, list[FakeSession]] = {}
+        self.events: list[events.Event] = []
+        nothing: Any = None
+        self.supervisor = Supervisor(
+            config, placement=nothing, handshake=nothing, emit=self.events.append, changed=lambda: None
+        )
+
+    def make(self, agent: Agent, invocation: str, **rest: Any) -> FakeSession:
+        made = FakeSession(agent, invocation, **rest)
+        self.sessions.setdefault(agent.name, []).append(made)
+        return made
+
+    def names(self) -> list[tuple[str, str]]:
+        return [(event.name, getattr(event, "agent", "")) for event in self.events]
+
+    async def until(self, status: str) -> None:
+        async with asyncio.timeout(5):
+            while self.supervisor.status() != status:  # noqa: ASYNC110 - what is told is told to systemd
+                await asyncio.sleep(0)
+
+
+def config(harnesses: dict[str, HarnessSettings] | None = None, **agents: dict[str, Any]) -> Config:
+    made = {
+        name: Agent.model_validate({"name": name, "run_as": "team", "harness": "command", "command": ("x",), **keys})
+        for name, keys in agents.items()
+    }
+    return Config(agents=made, harnesses=harnesses or {})
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config, Callable[[Bench], Awaitable[None]]], Bench]:
+    def run(first: Config, scene: Callable[[Bench], Awaitable[None]]) -> Bench:
+        async def scenario() -> Bench:
+            bench = Bench(first)
+            monkeypatch.setattr(supervisor, "Session", bench.make)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(10):
+                    await bench.supervisor.start()
+                    await scene(bench)
+                    return bench
+            raise AssertionError(bench.supervisor.status())
+
+        return asyncio.run(scenario())
+
+    return run
+
+
+Play = Any
+
+
+def test_ready_comes_once_every_enabled_agent_was_started_or_has_failed_to(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        assert bench.supervisor.status() == "1 running, 1 failed: scout (resources)"
+
+    declared = config(good={}, scout={"model": "broken", "restart": {"policy": "no"}}, off={"enabled": False})
+    bench = play(declared, scene)
+    assert bench.names()[-1] == ("supervisor_ready", "")
+    assert (bench.events[-1].running, bench.events[-1].failed) == (1, 1)
+    assert "off" not in bench.sessions
+
+
+def test_the_status_is_one_line_that_names_who_failed_and_how(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["scout"][0].end(Exit(code=1))
+        await bench.until("3 running, 1 failed: scout (exit code 1)")
+        bench.sessions["b"][0].end(Exit(signal=9))
+        await bench.until("2 running, 2 failed: b (signal 9 (SIGKILL)), scout (exit code 1)")
+        bench.sessions["c"][0].end(Exit(code=0))
+        await bench.until("1 running, 1 inactive, 2 failed: b (signal 9 (SIGKILL)), scout (exit code 1)")
+
+    play(config(a={}, b={"restart": {"policy": "no"}}, c={}, scout={"restart": {"policy": "no"}}), scene)
+
+
+def test_no_agents_is_a_status_too(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        assert bench.supervisor.status() == "no agents"
+        await bench.supervisor.stop()
+
+    play(config(), scene)
+
+
+def test_a_stop_ends_all_and_waits_for_the_slowest(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        stopping = asyncio.create_task(bench.supervisor.stop())
+        await bench.until("1 stopping, 1 inactive")
+        assert not stopping.done()
+        bench.supervisor.hurry()
+        await stopping
+        assert bench.supervisor.status() == "1 inactive, 1 failed: slow (timeout)"
+
+    play(config(a={}, slow={"model": "obstinate", "stop_timeout_sec": "infinity"}), scene)
+
+
+def test_a_reload_starts_stops_and_restarts_only_what_has_to_be(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.supervisor.reload(
+            config(
+                same={"restart": {"delay_sec": 9}, "stop_timeout_sec": 1},
+                changed={"env": {"A": "1"}},
+                off={"enabled": False},
+                new={},
+            )
+        )
+        await bench.until("3 running")
+
+    bench = play(config(same={}, changed={}, removed={}, off={}), scene)
+    assert {name: len(sessions) for name, sessions in bench.sessions.items()} == {
+        "same": 1,
+        "changed": 2,
+        "removed": 1,
+        "off": 1,
+        "new": 1,
+    }
+    assert bench.sessions["changed"][1].agent.env == {"A": "1"}
+
+
+def test_new_settings_of_a_harness_restart_its_agents_alone(play: Play) -> None:
+    new = {"command": HarnessSettings(version="2")}
+
+    async def scene(bench: Bench) -> None:
+        claude = {"harness": "claude-code", "command": None, "role": "r"}
+        await bench.supervisor.reload(config(new, a={}, b=claude))
+        await bench.until("2 running")
+
+    bench = play(config(a={}, b={"harness": "claude-code", "command": None, "role": "r"}), scene)
+    assert [session.settings.version for session in bench.sessions["a"]] == [None, "2"]
+    assert len(bench.sessions["b"]) == 1
+
+
+def test_a_failed_agent_that_was_changed_gets_a_new_chance(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.until("1 failed: a (resources)")
+        await bench.supervisor.reload(config(a={"restart": {"delay_sec": 0, "limit_burst": 1}}))
+        await bench.until("1 running")
+
+    play(config(a={"model": "broken", "restart": {"delay_sec": 0, "limit_burst": 1}}), scene)
+
+
+def test_a_failed_agent_that_was_not_changed_stays_failed(play: Play) -> None:
+    declared = config(a={"model": "broken", "restart": {"policy": "no"}})
+
+    async def scene(bench: Bench) -> None:
+        await bench.supervisor.reload(declared)
+        assert bench.supervisor.status() == "1 failed: a (resources)"
+
+    play(declared, scene)
