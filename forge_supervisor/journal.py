@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import struct
-import sys
 import unicodedata
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,7 +63,7 @@ def configure(log_format: LogFormat = "auto") -> None:
     elif log_format == "journal":
         processors += [_Journal(JOURNAL_SOCKET)]
     else:
-        processors += [_to_stderr(_console_lines(coloured=sys.stderr.isatty()))]
+        processors += [_to_stderr(_console_lines(coloured=os.isatty(2)))]
     structlog.configure(processors=processors, cache_logger_on_first_use=False)
     logging.basicConfig(level=logging.WARNING, handlers=[_Foreign()], force=True)
 
@@ -119,10 +118,10 @@ def _to_stderr(render: Callable[[MutableMapping[str, Any]], str]) -> Processor:
 
 
 def _write_stderr(text: str) -> None:
-    # A reader that went away is no reason to go down.
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    # A reader that went away is no reason to go down. Not by sys.stderr: what it cannot write stays in its buffer, and
+    # python ends with exit code 120 for that.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))
 
 
 def _json_lines(entry: MutableMapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ _PATH = b"/org/freedesktop/systemd1"
 _UNIT_PATH = b"/org/freedesktop/systemd1/unit"
 _MANAGER = b"org.freedesktop.systemd1.Manager"
 _SERVICE = b"org.freedesktop.systemd1.Service"
+_UNIT = b"org.freedesktop.systemd1.Unit"
 _PROPERTIES = b"org.freedesktop.DBus.Properties"
 
 
@@ -41,6 +42,7 @@ class Manager:
     """``with Manager(path) as manager``; raises ManagerError like all its methods. Within a running event loop only."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._bus = DBusAddress(b"unix:path=" + quote(path).encode(), True)  # True: no bus in between
         self._waiting: dict[tuple[bytes, bytes], asyncio.Future[bytes]] = {}
         self._changes: dict[bytes, dict[bytes, Any]] = {}
@@ -49,7 +51,7 @@ class Manager:
         try:
             self._bus.open()
         except DBusBaseError as error:
-            raise _told(error) from error
+            raise ManagerError(f"{self._path}: {os.strerror(abs(error.errno))}") from error
         self._fd = self._bus.get_fd()  # sd-bus no longer tells it once it is disconnected
         asyncio.get_running_loop().add_reader(self._fd, self._drain)
         return self
@@ -70,12 +72,13 @@ class Manager:
         pid: int = self._get(_path_of(unit), _SERVICE, b"MainPID", b"u")
         return pid
 
-    def is_loaded(self, unit: str) -> bool:
+    def invocation(self, unit: str) -> bytes:
+        """Return the InvocationID, which tells a unit from earlier ones of its name; empty if it is not loaded."""
         try:
-            self._call(b"GetUnit", b"s", unit.encode())
+            path: bytes = self._call(b"GetUnit", b"s", unit.encode())
         except NoSuchUnitError:
-            return False
-        return True
+            return b""
+        return bytes(self._get(path, _UNIT, b"InvocationID", b"ay") or b"")
 
     async def start_transient(self, unit: str, properties: Mapping[bytes, object]) -> str:
         """Make and start a unit. Returns how that went: ``done``, ``failed``, ``timeout`` …, systemctl(1)."""
@@ -98,17 +101,16 @@ class Manager:
         """Have the unit stopped, whatever else is queued for it, at the latest when the supervisor has stopped."""
         self._call(b"StopUnit", b"ss", unit.encode(), b"replace")
 
-    async def removed(self, unit: str) -> None:
-        """Wait until the unit is gone, so that its name is free."""
+    async def removed(self, unit: str, invocation: bytes) -> None:
+        """Wait until that unit is gone, so that its name is free (or taken by another one)."""
         # While it reloads its configuration the manager removes all units, and then has them again.
-        while self.is_loaded(unit):
+        while self.invocation(unit) == invocation:
             await self._wait(b"UnitRemoved", unit.encode())
 
     async def _wait(self, member: bytes, subject: bytes) -> bytes:
-        # Nothing is missed between a call and this: signals are taken in by _drain only, which the loop has yet to run.
+        # Nothing is missed between the last call and this: answers and signals come in order, and _drain takes the
+        # signals in only when the loop runs next.
         waiting = self._waiting[member, subject] = asyncio.get_running_loop().create_future()
-        # What came in while sd-bus waited for an answer is queued within it, and its descriptor stays silent.
-        asyncio.get_running_loop().call_soon(self._drain)
         result: bytes = await waiting
         return result
 
@@ -129,9 +131,6 @@ class Manager:
     def _drain(self) -> None:
         try:
             while not (message := self._bus.process()).is_empty():
-                if message.is_signal(b"org.freedesktop.DBus.Local", b"Disconnected"):
-                    self._fail(ManagerError("systemd closed the connection"))
-                    return
                 if message.is_signal(_MANAGER, b"JobRemoved"):
                     message.process_reply(False)
                     _id, job, _unit, result = message.body
@@ -145,6 +144,10 @@ class Manager:
                     self._changes[path].update(message.body[1] or {})
         except DBusBaseError as error:
             self._fail(_told(error))
+        else:
+            # A connection that was closed makes itself known by having no descriptor any more, and in no other way.
+            if self._bus.get_fd() < 0:
+                self._fail(ManagerError("systemd closed the connection"))
 
     def _settle(self, key: tuple[bytes, bytes], result: bytes) -> None:
         waiting = self._waiting.pop(key, None)

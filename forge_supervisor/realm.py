@@ -100,6 +100,8 @@ class Realm:
             raise WorkerLostError(f"the worker of {self._name} cannot be started: {error}") from error
 
     async def _start_server(self) -> Pidfd:
+        # A server of ours that we did not start holds agents that nobody watches.
+        await self._placement.discard("tmux", self.user)
         found = await self.ask(FindServer(wait=False))
         if found.pid is None:
             self._server_process = await self._run_server()

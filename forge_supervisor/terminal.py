@@ -363,8 +363,8 @@ def _words(argv: Sequence[str]) -> list[str]:
 
 
 def _pipe(target: str) -> tuple[str, ...]:
-    # tmux drops what it has not yet read from a dead pane's terminal, unless the pane has a pipe: then it reads on
-    # (window_pane_destroy_ready in window.c). These are last words; of a hundred deaths at once, 95 were cut without.
+    # Last words: tmux drops what it has not yet read from the terminal when it collects the process, but reads on if
+    # the pane has a pipe (window_pane_destroy_ready in window.c). Of a hundred deaths at once, 95 were cut without it.
     return ("pipe-pane", "-O", "-t", target, "exec cat >/dev/null")
 
 

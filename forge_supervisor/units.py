@@ -14,7 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from forge_supervisor.manager import Manager, ManagerError, NoSuchUnitError
+from forge_supervisor.manager import Manager, ManagerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,6 +88,10 @@ class Placement(Protocol):
         """
         ...
 
+    async def discard(self, name: str, user: User) -> None:
+        """End what an earlier supervisor has left under that name, if it can be found. Raises PlacementError."""
+        ...
+
     async def close(self) -> None:
         """Let go of all processes, without ending them."""
         ...
@@ -126,30 +130,43 @@ class SystemdPlacement:
         try:
             with Manager(self._manager_path) as manager:
                 # Asked for first: a call with a descriptor that is refused would leak the descriptor (pystemd 0.15.3).
-                if manager.is_loaded(unit):
-                    _log.warning("%s is left from an earlier supervisor and will be ended", unit)
-                    await _end(manager, unit, _STALE_TIMEOUT)
+                await self._discard(manager, unit)
                 properties = _properties(name, user, argv, env, manager.environment())
                 if stdin is not None:
                     properties[b"StandardInputFileDescriptor"] = stdin
-                return _SystemdProcess(await _start(manager, unit, argv[0], properties), unit, self._manager_path)
+                pid = await _start(manager, unit, argv[0], properties)
+                return _SystemdProcess(pid, unit, manager.invocation(unit), self._manager_path)
         except ManagerError as error:
             raise PlacementError(f"{unit} cannot be started: {error}") from error
+
+    async def discard(self, name: str, user: User) -> None:
+        unit = unit_name(name, user.name)
+        try:
+            with Manager(self._manager_path) as manager:
+                await self._discard(manager, unit)
+        except ManagerError as error:
+            raise PlacementError(f"{unit}, left from an earlier supervisor, cannot be ended: {error}") from error
+
+    async def _discard(self, manager: Manager, unit: str) -> None:
+        if left := manager.invocation(unit):
+            _log.warning("%s is left from an earlier supervisor and will be ended", unit)
+            await _end(manager, unit, left, _STALE_TIMEOUT)
 
     async def close(self) -> None:
         """Nothing is held: each operation has its own connection."""
 
 
 class _SystemdProcess:
-    def __init__(self, pid: int, unit: str, manager_path: str) -> None:
+    def __init__(self, pid: int, unit: str, invocation: bytes, manager_path: str) -> None:
         self.pid = pid
         self.unit = unit
+        self._invocation = invocation
         self._manager_path = manager_path
 
     async def stop(self, grace: float) -> None:
         try:
             with Manager(self._manager_path) as manager:
-                await _end(manager, self.unit, grace)
+                await _end(manager, self.unit, self._invocation, grace)
         except ManagerError as error:
             _log.warning("%s could not be stopped: %s", self.unit, error)
 
@@ -167,31 +184,33 @@ async def _start(manager: Manager, unit: str, program: str, properties: Mapping[
         with contextlib.suppress(ManagerError):
             if pid := manager.main_pid(unit):
                 return pid
-        raise PlacementError(f"{unit} ended as soon as it was started (journalctl -u {unit})")
+        raise PlacementError(f"{unit} ended as soon as it was started ({_see(unit)})")
     changes = manager.changes(unit)
     outcome = changes.get(b"Result", b"?").decode()
     status = changes.get(b"ExecMainStatus", 0)
     why = _EXEC_FAILURES.get(status, f"status {status}").format(program=program)
-    raise PlacementError(f"{unit} did not start: {why} (job {result}, result {outcome}; journalctl -u {unit})")
+    raise PlacementError(f"{unit} did not start: {why} (job {result}, result {outcome}; {_see(unit)})")
 
 
-async def _end(manager: Manager, unit: str, grace: float) -> None:
-    """End a unit and wait until its name is free.
+def _see(unit: str) -> str:
+    return f"journalctl {'' if os.geteuid() == 0 else '--user '}-u {unit}"
+
+
+async def _end(manager: Manager, unit: str, invocation: bytes, grace: float) -> None:
+    """End that unit and wait until it is gone; not another that has got its name meanwhile.
 
     By signals, not by StopUnit: a stop job of a unit that is ordered before forge-supervisor.service waits until the
     stop job of that has ended, which would be waiting for us.
     """
     for whom, number, patience in (("main", signal.SIGTERM, grace), ("all", signal.SIGKILL, _KILL_TIMEOUT)):
-        try:
-            manager.kill(unit, whom, number)
-        except NoSuchUnitError:
+        if manager.invocation(unit) != invocation:
             return
-        except ManagerError as error:
-            # Its main process has died, and systemd is clearing up behind it.
-            _log.debug("%s: %s", unit, error)
+        # Its main process may have died already, while systemd is clearing up behind it.
+        with contextlib.suppress(ManagerError):
+            manager.kill(unit, whom, number)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                await manager.removed(unit)
+                await manager.removed(unit, invocation)
                 return
     raise ManagerError("it does not end, not even by SIGKILL")
 
@@ -253,6 +272,9 @@ class DirectPlacement:
             os.close(theirs)
         await self._log_output(output, f"{name} of {user.name}")
         return _Child(child)
+
+    async def discard(self, name: str, user: User) -> None:
+        """Nothing tells a child of an earlier supervisor from any other process."""
 
     async def close(self) -> None:
         for output in self._outputs:

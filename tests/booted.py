@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+# The tests' own modules inside a machine, where every user can read them: the checkout may lie in a private home.
+MODULES = "/opt/forge-tests"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_TIMEOUT_SEC = 60.0
 
@@ -171,7 +173,8 @@ def booted(directory: Path) -> Iterator[Machine]:
     """Boot an overlay of this machine's root directory, its files below `directory` (must be empty)."""
     overlay = directory / "machine"
     overlay.mkdir()
-    with nspawn(overlay, BOOT + OVERLAY + NSPAWN, (f"--bind-ro={CHECKOUT}",), files=directory) as machine:
+    binds = (f"--bind-ro={CHECKOUT}", f"--bind-ro={CHECKOUT}/tests:{MODULES}")
+    with nspawn(overlay, BOOT + OVERLAY + NSPAWN, binds, files=directory) as machine:
         yield machine
 
 

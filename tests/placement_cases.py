@@ -157,6 +157,20 @@ async def children_do_not_outlive_a_main_process_that_dies(placement: Placement,
     assert not exists(process.pid), "it is a zombie"
 
 
+async def stopping_the_old_one_does_not_hurt_a_new_one(placement: Placement, user: User) -> None:
+    script = "trap '' TERM; echo up >&0; while :; do sleep 0.1; done"
+    async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (old, line):
+        assert await line.read() == b"up\n"
+        stopping = asyncio.create_task(old.stop(0.2))
+        await asyncio.sleep(0)
+        new = await placement.run("case", user, ["/bin/sleep", "1000"], env={})
+        await stopping
+        await old.stop(0.1)
+        assert not exists(old.pid)
+        assert exists(new.pid)
+        await new.stop(5)
+
+
 async def a_program_that_cannot_be_executed_is_an_error_that_names_it(placement: Placement, user: User) -> None:
     before = descriptors()
     for program in ("/nowhere/program", "/etc/passwd"):
@@ -194,6 +208,7 @@ CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
         it_ends_on_sigterm_and_its_death_is_seen,
         what_ignores_sigterm_is_killed_with_all_its_children,
         children_do_not_outlive_a_main_process_that_dies,
+        stopping_the_old_one_does_not_hurt_a_new_one,
         a_program_that_cannot_be_executed_is_an_error_that_names_it,
         descriptors_are_not_leaked_and_names_are_free_again,
         many_start_at_once,
@@ -330,7 +345,7 @@ async def supervise(placement: Placement, user: User) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     sdnotify.SystemdNotifier().notify("READY=1")
     await stop.wait()
-    await process.stop(5)
+    await process.stop(60)
 
 
 async def main(case: str, user: str) -> None:

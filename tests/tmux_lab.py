@@ -56,8 +56,11 @@ class Lab:
     def sh(self, agent: str, script: str) -> Pane:
         return self.terminal.open(agent, ["/bin/sh", "-c", script])
 
-    def sh_to_the_end(self, agent: str, script: str) -> Pane:
-        pane = self.sh(agent, script)
+    def sh_to_the_end(self, agent: str, script: str, *, shows: str = "") -> Pane:
+        """Run a script that exits with 3. What it shows is drawn before: last words can be cut."""
+        pane = self.sh(agent, f"{script}; read x; exit 3")
+        wait_until(lambda: shows in self.tmux("capture-pane", "-p", "-t", pane.id))
+        self.tmux("send-keys", "-t", pane.id, "Enter")
         wait_for_death(pane.pid)
         self.terminal.exit_of(pane.id, pane.pid)
         return pane

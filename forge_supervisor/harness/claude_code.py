@@ -42,7 +42,7 @@ class ClaudeCode:
         if agent.effort not in EFFORTS:  # claude itself ignores such a value without a word
             yield Problem("effort", f'"{agent.effort}" is no effort level (use one of {", ".join(EFFORTS)})')
         model = agent.model
-        if model is not None and (not model.strip() or model.startswith("-") or not model.isprintable()):
+        if model is not None and (model.startswith("-") or not model.isprintable()):
             text = f"{json.dumps(model)} is no model name (use an alias such as opus, or a full id)"
             yield Problem("model", text)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from claude_lab import Lab
 
 ROUNDS = 12
+QUIET = {"DISABLE_AUTOUPDATER": "1"}
 # As the worker does it; $1: the file, $2: a number.
 SOW = """
 import sys
@@ -18,7 +19,8 @@ from pathlib import Path
 from forge_supervisor import json_seed
 from forge_supervisor.harness import JsonSeed
 file, number = sys.argv[1:]
-json_seed.sow(JsonSeed(Path(file), {"projects": {f"/forge/{number}": {"hasTrustDialogAccepted": True}}}, Path(f"{file}.lock")))
+values = {"projects": {f"/forge/{number}": {"hasTrustDialogAccepted": True}}}
+json_seed.sow(JsonSeed(Path(file), values, Path(f"{file}.lock")))
 """
 
 
@@ -27,9 +29,7 @@ def test_many_claudes_and_we_lose_nothing_of_each_others(lab: Lab) -> None:
     file = lab.home / ".claude.json"
 
     def claude(number: int) -> None:
-        lab.as_user(
-            lab.claude, "mcp", "add", "--scope", "user", f"server-{number}", "--", "true", DISABLE_AUTOUPDATER="1"
-        )
+        lab.as_user(lab.claude, "mcp", "add", "--scope", "user", f"server-{number}", "--", "true", **QUIET)
 
     def ours(number: int) -> None:
         lab.as_user(sys.executable, "-I", "-c", SOW, str(file), str(number))

@@ -30,11 +30,9 @@ def test_open(lab: Lab) -> None:
 
 def test_no_shell_and_no_tmux_between_us_and_the_program(lab: Lab) -> None:
     words = ["a;", ";", "\\;", "#{pane_id}", "$HOME", "'", "*", "", "~", "x y"]
-    script = "import sys; print(sys.argv[1:])"
+    script = "import sys; print(sys.argv[1:]); input()"
     pane = lab.terminal.open("a", ["/usr/bin/python3", "-c", script, *words])
-    wait_for_death(pane.pid)
-    assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(code=0)
-    assert lab.terminal.screen_tail(pane.id) == [str(words)]
+    wait_until(lambda: lab.terminal.screen_tail(pane.id) == [str(words)])
 
 
 def test_single_word_would_go_to_a_shell(lab: Lab) -> None:
@@ -72,7 +70,7 @@ def test_leftover_is_ended_and_its_pane_used_again(lab: Lab) -> None:
 
 
 def test_dead_pane_is_no_leftover(lab: Lab) -> None:
-    lab.sh_to_the_end("a", "exit 3")
+    lab.sh_to_the_end("a", ":")
     assert lab.terminal.close_leftover("a") == []
 
 
@@ -108,7 +106,7 @@ def test_restart_keeps_the_dead_screen_though_somebody_scrolls(lab: Lab) -> None
 
 
 def test_restart_under_a_read_only_client(lab: Lab) -> None:
-    first = lab.sh_to_the_end("a", "printf 'the first\\nthe best\\n'")
+    first = lab.sh_to_the_end("a", r"printf 'the first\nthe best\n'", shows="the best")
     with lab.attached("agent-a", "-r") as person:
         second = lab.sh("a", "echo the second; read x")
         person.see("the second")
@@ -123,7 +121,7 @@ def test_who_attaches_sees_the_whole_name_of_a_session(lab: Lab) -> None:
 
 
 def test_environment_of_who_attaches_does_not_reach_the_next_program(lab: Lab) -> None:
-    lab.sh_to_the_end("a", "exit 0")
+    lab.sh_to_the_end("a", ":")
     with lab.attached("agent-a", env={"SSH_AUTH_SOCK": "/stolen", "DISPLAY": "stolen:0"}):
         respawned, created = lab.sh("a", "read x"), lab.sh("b", "read x")
         environments = [Path(f"/proc/{pane.pid}/environ").read_text() for pane in (respawned, created)]
@@ -160,7 +158,7 @@ def test_new_window_where_people_killed_our_pane_and_opened_their_own(lab: Lab) 
 
 
 def test_restart_finds_its_pane_in_a_renamed_session(lab: Lab) -> None:
-    first = lab.sh_to_the_end("a", "exit 3")
+    first = lab.sh_to_the_end("a", ":")
     lab.tmux("rename-session", "-t", "=agent-a", "mine")
     assert lab.sh("a", "read x").id == first.id
     assert lab.sessions() == ["mine"]
@@ -204,7 +202,7 @@ def test_utf8_client_without_locale(lab: Lab) -> None:
     """libtmux is helpless, and a screen unreadable, where tmux turns all but ASCII into '_'."""
     assert "LC_ALL" not in lab.env
     assert "LANG" not in lab.env
-    pane = lab.sh_to_the_end("a", "printf 'gr\\303\\274\\303\\237 \\342\\202\\254 \\360\\237\\246\\200\\n'")
+    pane = lab.sh_to_the_end("a", r"printf 'gr\303\274\303\237 \342\202\254 \360\237\246\200\n'", shows="🦀")
     for env in ({}, {"LC_ALL": "C"}, {"LANG": "C", "LC_CTYPE": "POSIX"}):
         terminal = lab.another_terminal(env=env)
         assert terminal.screen_tail(pane.id) == ["grüß € 🦀"]
@@ -216,6 +214,7 @@ def test_screen_tail_without_control_characters(lab: Lab) -> None:
         "a",
         r"printf 'plain\n\n\033[31mred\033[0m\007\n\033]2;title\007\tmiddle   \n"
         r"bad \377\376 bytes\nc1 \302\233 bidi \342\200\256evil\nzero\000\001\177x\n'",
+        shows="zero",
     )
     tail = lab.terminal.screen_tail(pane.id)
     assert tail[:2] == ["plain", "red"]
@@ -234,8 +233,8 @@ def test_screen_tail_is_the_last_lines_cut_to_500_characters(lab: Lab) -> None:
 
 
 def test_screen_tail_is_of_the_last_program_only(lab: Lab) -> None:
-    lab.sh_to_the_end("a", "echo the first; exit 3")
-    second = lab.sh_to_the_end("a", "echo the second; kill -9 $$")
+    lab.sh_to_the_end("a", "echo the first", shows="the first")
+    second = lab.sh_to_the_end("a", "echo the second", shows="the second")
     assert lab.terminal.screen_tail(second.id) == ["the second"]
-    silent = lab.sh_to_the_end("a", "exit 0")
+    silent = lab.sh_to_the_end("a", ":")
     assert lab.terminal.screen_tail(silent.id) == []

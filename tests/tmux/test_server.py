@@ -193,7 +193,7 @@ def test_server_of_another_configuration_is_given_ours(empty_lab: Lab) -> None:
     assert "remain-on-exit on" in empty_lab.terminal._differences()
     empty_lab.terminal.configure()
     assert empty_lab.terminal._differences() == []
-    empty_lab.sh_to_the_end("a", "exit 3")
+    empty_lab.sh_to_the_end("a", ":")
     assert [pane.dead for pane in empty_lab.terminal.panes()] == [True]
 
 

@@ -25,7 +25,7 @@ def paths(tmp_path: Path) -> Paths:
     home = tmp_path / "home"
     program = home / ".local/bin/claude"
     program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\necho '2.1.330 (Claude Code)'\n")
+    program.write_text("#!/bin/sh\n[ $1 = --version ] && echo '2.1.330 (Claude Code)'\n")
     program.chmod(0o755)
     forge = home / ".local/state/forge"
     search = (str(program.parent), "/usr/bin", "/bin")
@@ -100,10 +100,11 @@ class TestCommandLine:
     def test_without_a_model_claude_chooses(self, paths: Paths) -> None:
         assert "--model" not in plan_of(paths).argv
 
-    @pytest.mark.parametrize("binary", ["~/.local/bin/claude", None])
-    def test_the_binary_may_be_named(self, paths: Paths, binary: str | None) -> None:
-        plan = plan_of(paths, HarnessSettings(binary=binary))
-        assert plan.argv[0] == str(paths.home / ".local/bin/claude")
+    @pytest.mark.parametrize("binary", ["~/.local/bin/claude-next", "claude-next"])
+    def test_the_binary_may_be_named(self, paths: Paths, binary: str) -> None:
+        program = paths.home / ".local/bin/claude-next"
+        program.symlink_to("claude")
+        assert plan_of(paths, HarnessSettings(binary=binary)).argv[0] == str(program)
 
     def test_claude_not_found(self, paths: Paths) -> None:
         (paths.home / ".local/bin/claude").unlink()
@@ -228,7 +229,7 @@ class TestLogin:
         (paths.home / ".claude").mkdir()
         (paths.home / file).write_text(json.dumps(content))
         assert preflight(paths) == []
-        for broken in ("", "[]", "{}"):
+        for broken in ("", '["primaryApiKey"]', "{}"):
             (paths.home / file).write_text(broken)
             assert len(preflight(paths)) == 1
 

@@ -150,45 +150,45 @@ def test_any_text_survives_the_protocol(first: str, second: str) -> None:
 
 
 def test_without_journald_sentences_go_to_stderr_with_their_priority(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "journal"
     monkeypatch.setattr(journal, "JOURNAL_SOCKET", str(path))
     journal.configure("journal")
     journal.log(READY)
-    assert capsys.readouterr().err == "<6>ready: 3 running, 1 failed\n"
+    assert capfd.readouterr().err == "<6>ready: 3 running, 1 failed\n"
     gone = Journald(path)
     gone.socket.close()
     journal.log(AgentExited(**EXIT))
-    assert capsys.readouterr().err == "<4>scout exited with code 3 after 12.5 s; restarting in 5 s\n"
+    assert capfd.readouterr().err == "<4>scout exited with code 3 after 12.5 s; restarting in 5 s\n"
     path.unlink()
     back = Journald(path)
     journal.log(READY)
     assert back.receive()["EVENT"] == "supervisor_ready"
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     back.socket.close()
 
 
 def test_a_stuck_journald_does_not_stick_us(
-    journald: Journald, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    journald: Journald, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(journal, "_JOURNAL_TIMEOUT", 0.01)
     journal.configure("journal")
     queue = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
     for _ in range(queue + 10):
         journal.log(READY)
-    assert capsys.readouterr().err.startswith("<6>ready: ")
+    assert capfd.readouterr().err.startswith("<6>ready: ")
     assert journald.receive()["EVENT"] == "supervisor_ready"
 
 
 # Lines for people.
 
 
-def test_a_console_line_and_the_screen_below_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_console_line_and_the_screen_below_it(capfd: pytest.CaptureFixture[str]) -> None:
     journal.configure("console")
     journal.log(READY)
     journal.log(AgentExited(**EXIT))
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert re.fullmatch(
         r"\d\d:\d\d:\d\d info    ready: 3 running, 1 failed\n"
@@ -203,12 +203,12 @@ HOSTILE = "a\x1b]0;owned\x07b\x9bc\r\ud800d\u202ee\u2028f\x00g\n12:00:00 error  
 
 @pytest.mark.parametrize("log_format", ["console", "json", "journal"])
 def test_control_characters_of_agents_and_users_never_get_out(
-    log_format: journal.LogFormat, journald: Journald, capsys: pytest.CaptureFixture[str]
+    log_format: journal.LogFormat, journald: Journald, capfd: pytest.CaptureFixture[str]
 ) -> None:
     journal.configure(log_format)
     journal.log(AgentExited(**{**EXIT, "screen": HOSTILE, "next": HOSTILE}))
     journal.log(AgentWarning(**WHO, key="", problem=HOSTILE))
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     shown: list[str] = err.splitlines()
     if log_format == "json":
         shown = [text for line in err.splitlines() for text in json.loads(line).values() if isinstance(text, str)]
@@ -230,11 +230,11 @@ def test_what_is_left_is_printable_lines(text: str) -> None:
 # JSON lines.
 
 
-def test_json_lines_have_lower_case_keys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_have_lower_case_keys(capfd: pytest.CaptureFixture[str]) -> None:
     journal.configure("json")
     journal.log(AgentExited(**EXIT))
     journal.log(AgentFailed(**WHO, **LIMIT, result="exit-code", start_limit_hit=True, n_restarts=3))
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     exited, failed = (json.loads(line) for line in err.splitlines())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", exited.pop("timestamp"))
@@ -251,14 +251,14 @@ def test_json_lines_have_lower_case_keys(capsys: pytest.CaptureFixture[str]) -> 
 # What others log.
 
 
-def test_libtmux_debug_records_with_argument_lists_stay_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libtmux_debug_records_with_argument_lists_stay_out(capfd: pytest.CaptureFixture[str]) -> None:
     journal.configure("json")
     logger = logging.getLogger("libtmux.common")
     logger.debug("tmux command dispatched", extra={"tmux_cmd": "tmux -e SECRET"})
     logger.info("session created")
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
     logger.warning("odd answer: %s", "SEEN")
-    (entry,) = map(json.loads, capsys.readouterr().err.splitlines())
+    (entry,) = map(json.loads, capfd.readouterr().err.splitlines())
     del entry["timestamp"]
     assert entry == {
         "level": "warning",
@@ -270,7 +270,7 @@ def test_libtmux_debug_records_with_argument_lists_stay_out(capsys: pytest.Captu
 
 @pytest.mark.parametrize("log_format", ["console", "json", "journal"])
 def test_an_exception_comes_with_its_traceback(
-    log_format: journal.LogFormat, journald: Journald, capsys: pytest.CaptureFixture[str]
+    log_format: journal.LogFormat, journald: Journald, capfd: pytest.CaptureFixture[str]
 ) -> None:
     journal.configure(log_format)
     try:
@@ -282,16 +282,16 @@ def test_an_exception_comes_with_its_traceback(
         assert (entry["MESSAGE"], entry["LOGGER"]) == ("Task exception was never retrieved", "asyncio")
         assert entry["EXCEPTION"].endswith("base 10: 'the cause'")
     else:
-        err = capsys.readouterr().err
+        err = capfd.readouterr().err
         assert "Task exception was never retrieved" in err
         assert "ValueError: invalid literal" in err
 
 
-def test_a_broken_record_is_reported_and_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_record_is_reported_and_stops_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     journal.configure("console")
     logging.getLogger("x").warning("%d", "no number")
     journal.log(READY)
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     assert "--- Logging error ---" in err
     assert "ready: 3 running" in err
 
@@ -312,7 +312,7 @@ def run(path: Path, stderr: int, **env: str) -> None:
     subprocess.run(
         [sys.executable, "-c", PROGRAM, str(path / "journal")],
         stderr=stderr,
-        env=os.environ | env,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | env,
         timeout=60,
         check=True,
     )

@@ -272,6 +272,8 @@ def delays(**settings: Any) -> list[float]:
 def test_rule_9_delays_grow_geometrically_to_the_maximum() -> None:
     assert delays(delay_sec=1, steps=4, max_delay_sec=16) == pytest.approx([1, 2, 4, 8, 16, 16])
     assert delays(delay_sec=5, steps=1, max_delay_sec=60) == [5, 60, 60, 60, 60, 60]
+    # Where 1.3 * (25.3 / 1.3) falls short of 25.3.
+    assert delays(delay_sec=1.3, steps=2, max_delay_sec=25.3)[2:] == [25.3] * 4
 
 
 def test_rule_9_without_steps_or_without_a_maximum_the_delay_stays() -> None:

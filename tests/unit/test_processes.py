@@ -27,7 +27,7 @@ NO_GRACE = 0.2
 # Programs. `say()` tells the test a pid; whoever says something is ready.
 WAIT = "say(); time.sleep(300)"
 DEAF = "[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]"
-SCRUBBED = "os.execve('/bin/sh', ['sh', '-c', f'echo $$ >&{says}; exec sleep 300'], {})"
+SCRUBBED = "import sys; os.execve(sys.executable, [*sys.orig_argv[:-1], f'{preamble}; say(); time.sleep(300)'], {})"
 
 
 class Session:
@@ -39,8 +39,8 @@ class Session:
         self._leaders: list[subprocess.Popen[bytes]] = []
 
     def lead(self, program: str, *, user: int | None = None) -> int:
-        say = f"says = {self._says}\ndef say(): os.write(says, b'%d\\n' % os.getpid())"
-        argv = [sys.executable, "-I", "-S", "-c", f"import os, signal, time\n{say}\n{program}"]
+        preamble = f"import os, signal, time; say = lambda: os.write({self._says}, b'%d\\n' % os.getpid())"
+        argv = [sys.executable, "-I", "-S", "-c", f"{preamble}; preamble = {preamble!r}; {program}"]
         env = {"INVOCATION_ID": self.invocation}
         leader = subprocess.Popen(argv, env=env, user=user, start_new_session=True, pass_fds=[self._says], cwd="/")
         self._leaders.append(leader)
@@ -147,10 +147,12 @@ def test_stopped_process_can_obey(session: Session) -> None:
 
 
 def test_process_that_forks_when_told_to_end(session: Session) -> None:
-    sid = session.lead(f"signal.signal(15, lambda *_: os.fork() and os._exit(0)); {WAIT}")
+    then = "os.fork() and os._exit(0) or signal.signal(signal.SIGTERM, signal.SIG_DFL)"
+    sid = session.lead(f"signal.signal(signal.SIGTERM, lambda *_: {then}); {WAIT}")
     session.hear()
-    cleared = clear(session.invocation, sid, NO_GRACE)
-    assert cleared.terminated + cleared.killed > 1
+    cleared = clear(session.invocation, sid, GRACE)
+    assert cleared.terminated > 1
+    assert cleared.killed == 0
     assert survivors(session.invocation, sid) == []
 
 
@@ -193,10 +195,11 @@ def test_spared_process_and_its_children(session: Session) -> None:
 
 
 def test_it_never_ends_itself() -> None:
-    program = "import os; from forge_supervisor.processes import clear; print(clear('me', os.getsid(0), 1))"
+    me = uuid.uuid4().hex
+    program = f"import os; from forge_supervisor.processes import clear; print(clear('{me}', os.getsid(0), 1))"
     argv = [sys.executable, "-c", program]
     done = subprocess.run(
-        argv, env={"INVOCATION_ID": "me"}, start_new_session=True, capture_output=True, text=True, check=True
+        argv, env={"INVOCATION_ID": me}, start_new_session=True, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{Cleared()}\n"
 

@@ -1,0 +1,37 @@
+"""The supervisor killed under its agents: it comes back, and no agent runs twice or unwatched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from booted import Machine
+
+CONFIG = """
+[defaults]
+run_as = "orphan"
+harness = "command"
+[agents.calm]
+command = ["/bin/sleep", "infinity"]
+[agents.stubborn]
+command = ["/bin/bash", "-c", "trap '' TERM HUP; setsid sleep 1234 & exec -a stubborn sleep infinity"]
+stop_timeout_sec = 0.5
+"""
+
+
+def test_a_killed_supervisor_is_back_with_each_agent_once(machine: Machine) -> None:
+    machine.add_user("orphan")
+    machine.write("/etc/forge-supervisor/config.toml", CONFIG)
+    machine.run("systemctl", "start", "forge-supervisor")
+    first = machine.property("forge-supervisor", "MainPID")
+    before = machine.processes("orphan")
+    begin = int(machine.run("date", "+%s%6N").stdout)
+    machine.run("systemctl", "kill", "--signal=KILL", "forge-supervisor")
+    machine.wait_for("EVENT=supervisor_ready", until=lambda e: int(e["__REALTIME_TIMESTAMP"]) > begin)
+    after = machine.processes("orphan")
+    assert machine.property("forge-supervisor", "MainPID") != first
+    assert machine.property("forge-supervisor", "NRestarts") == "1"
+    assert not before.keys() & after.keys(), "nothing of the first one's agents lives"
+    assert sorted(after.values()) == sorted(before.values()), "and all of them run, once"
+    machine.run("systemctl", "stop", "forge-supervisor")
+    assert machine.processes("orphan") == {}

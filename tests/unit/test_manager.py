@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from forge_supervisor.manager import Manager, ManagerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GREETING = b"DATA\r\nOK 0123456789abcdef0123456789abcdef\r\nAGREE_UNIX_FD\r\n"
+
+
+@pytest.mark.parametrize("last_words", [b"", b"no D-Bus message " * 100])
+def test_a_manager_that_goes_away_or_talks_nonsense_is_not_waited_for(tmp_path: Path, last_words: bytes) -> None:
+    """A stand-in answers as a D-Bus server does until the connection stands."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"BEGIN\r\n")
+        writer.write(GREETING + last_words)
+        writer.close()
+
+    async def wait() -> None:
+        server = asyncio.start_unix_server(serve, tmp_path / "private")
+        async with await server, asyncio.timeout(30):
+            with Manager(str(tmp_path / "private")) as manager:
+                await manager._wait(b"JobRemoved", b"/job")
+
+    with pytest.raises(ManagerError):
+        asyncio.run(wait())
+
+
+def test_no_manager_is_an_error(tmp_path: Path) -> None:
+    async def wait() -> None:
+        with Manager(str(tmp_path / "private")):
+            pass
+
+    with pytest.raises(ManagerError, match="No such file or directory"):
+        asyncio.run(wait())
