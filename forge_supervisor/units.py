@@ -8,7 +8,6 @@ import logging
 import os
 import pwd
 import signal
-import socket
 import string
 import subprocess
 from dataclasses import dataclass
@@ -98,11 +97,14 @@ class Placement(Protocol):
 
 
 def detect() -> Placement:
-    """Choose systemd wherever it may start units for us: PID 1 for root, the user's own manager otherwise."""
+    """Choose systemd wherever it may start units for us: PID 1 for root, the user's own manager otherwise.
+
+    Within a running event loop only.
+    """
     path = _manager_path()
-    # The sockets of a systemd that is not running stay behind, so it must answer.
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-        probe.connect(path)
+    # The socket of a systemd that is not running stays behind, so it must answer.
+    with contextlib.suppress(ManagerError), Manager(path) as manager:
+        manager.environment()
         return SystemdPlacement(path)
     return DirectPlacement()
 

@@ -146,13 +146,17 @@ def test_unit_names_are_escaped(user: str, unit: str) -> None:
     assert units.unit_name("tmux", user) == unit
 
 
+async def detect() -> units.Placement:
+    return units.detect()
+
+
 def test_without_a_systemd_that_answers_there_are_plain_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "private"
     monkeypatch.setattr(units, "_manager_path", lambda: str(path))
-    assert isinstance(units.detect(), DirectPlacement)
+    assert isinstance(asyncio.run(detect()), DirectPlacement)
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     assert path.exists()
-    assert isinstance(units.detect(), DirectPlacement)
+    assert isinstance(asyncio.run(detect()), DirectPlacement)
