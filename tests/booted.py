@@ -108,6 +108,13 @@ class Machine:
         assert done.returncode == 0 or not check, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def dev(self, verb: str) -> str:
+        """Run ./dev of this checkout as root, with the wheels that ./dev test keeps, if it runs us; what it says."""
+        wheels = os.environ.get("FORGE_TEST_WHEELS")
+        own = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
+        pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels} if wheels else own
+        return self.run(CHECKOUT / "dev", verb, env=pip, timeout=170).stderr
+
     def add_user(self, name: str) -> int:
         """Create it with a home and a group of its name; its uid."""
         self.run("useradd", "--create-home", "--user-group", "--shell", "/bin/bash", name)

@@ -168,14 +168,14 @@ class Lab:
     def requests(self) -> list[Json]:
         return [json_of(path) for path in sorted(self._requests.glob("*.json"))]
 
-    def as_user(self, *argv: str, check: bool = True, stdin: str | None = None, **env: str) -> str:
+    def as_user(self, *argv: str, stdin: str | None = None) -> str:
         """Run a program as the user, in the network of the stand-in, with next to no environment."""
         assert self._api is not None
         become = ["setpriv", "--reuid", self.user, "--regid", self.user, "--clear-groups", "--"]
         return subprocess.run(
             ["nsenter", "--target", str(self._api.pid), "--net", "--mount", "--", *become, *argv],
-            env={"HOME": str(self.home), "PATH": PATH, "LC_ALL": "C.UTF-8", **env},
-            cwd=self.home, check=check, capture_output=True, text=True, timeout=PATIENCE_SEC, input=stdin,
+            env={"HOME": str(self.home), "PATH": PATH, "LC_ALL": "C.UTF-8"},
+            cwd=self.home, check=True, capture_output=True, text=True, timeout=PATIENCE_SEC, input=stdin,
         ).stdout  # fmt: skip
 
     def tmux(self, *args: str, stdin: str | None = None) -> str:

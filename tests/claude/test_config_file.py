@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from claude_lab import Lab
 
 ROUNDS = 12
-QUIET = {"DISABLE_AUTOUPDATER": "1"}
 # As the worker does it; $1: the file, $2: a number.
 SOW = """
 import sys
@@ -29,7 +28,7 @@ def test_many_claudes_and_we_lose_nothing_of_each_others(lab: Lab) -> None:
     file = lab.home / ".claude.json"
 
     def claude(number: int) -> None:
-        lab.as_user(lab.claude, "mcp", "add", "--scope", "user", f"server-{number}", "--", "true", **QUIET)
+        lab.as_user(lab.claude, "mcp", "add", "--scope", "user", f"server-{number}", "--", "true")
 
     def ours(number: int) -> None:
         lab.as_user(sys.executable, "-I", "-c", SOW, str(file), str(number))

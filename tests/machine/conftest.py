@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import booted
@@ -23,8 +21,13 @@ def bare_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[booted.Ma
 @pytest.fixture(scope="session")
 def machine(bare_machine: booted.Machine) -> booted.Machine:
     """A booted machine in which ./dev install has been run: the real units in the real places."""
-    wheels = Path(os.environ.get("FORGE_TEST_WHEELS", ""))
-    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)} if wheels.is_absolute() else {}
-    pip |= {key: value for key, value in os.environ.items() if key.startswith("PIP_") and key not in pip}
-    bare_machine.run(booted.CHECKOUT / "dev", "install", env=pip, timeout=170)
+    bare_machine.dev("install")
     return bare_machine
+
+
+@pytest.fixture(autouse=True)
+def stopped(request: pytest.FixtureRequest) -> None:
+    """The service is stopped when a test begins, and systemd's limit on its starts unspent."""
+    if "machine" in request.fixturenames:
+        for verb in ("stop", "reset-failed"):
+            request.getfixturevalue("machine").run("systemctl", verb, "forge-supervisor", check=False, timeout=120)

@@ -66,11 +66,17 @@ def test_what_a_unit_writes_is_in_its_journal(placed: Machine) -> None:
 
 
 def test_units_ordered_before_the_supervisor_do_not_keep_it_from_stopping(placed: Machine) -> None:
-    placed.write("/run/systemd/system/forge-supervisor.service", SUPERVISOR)
+    # Goes before the unit that another test may have installed in /etc, systemd.unit(5).
+    unit = "/run/systemd/system.control/forge-supervisor.service"
+    placed.write(unit, SUPERVISOR)
     placed.run("systemctl", "daemon-reload")
-    placed.run("systemctl", "start", "forge-supervisor")
-    for verb in ("restart", "stop"):
-        assert "sleep 1000" in "".join(placed.processes("placed").values())
-        placed.run("systemctl", verb, "forge-supervisor")
-        assert placed.property("forge-supervisor", "Result") == "success"
+    try:
+        placed.run("systemctl", "start", "forge-supervisor")
+        for verb in ("restart", "stop"):
+            assert "sleep 1000" in "".join(placed.processes("placed").values())
+            placed.run("systemctl", verb, "forge-supervisor")
+            assert placed.property("forge-supervisor", "Result") == "success"
+    finally:
+        placed.run("rm", unit)
+        placed.run("systemctl", "daemon-reload")
     assert "sleep 1000" not in "".join(placed.processes("placed").values())
