@@ -104,6 +104,7 @@ class Session:
         self._process: Pidfd | None = None
         self._server: Pidfd | None = None
         self._pane = ""
+        self._pid = 0
         self._given_up = asyncio.Event()
 
     async def launch(self) -> int:
@@ -189,34 +190,34 @@ class Session:
     async def _open(self, ticket: Ticket) -> Pidfd:
         try:
             opened = await self._realm.ask(Open(agent=self._agent.name, argv=list(ticket.argv)))
-            process = Pidfd(opened.pid, self._realm.user.uid)
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
-        except OSError as error:
-            raise LaunchError("", f"the first process of its pane cannot be watched: {error}") from error
-        self._pane = opened.pane
+        self._pane, self._pid = opened.pane, opened.pid
         for note in opened.notes:
             self._warn("", note)
-        return process
+        try:
+            return Pidfd(opened.pid, self._realm.user.uid)
+        except ProcessLookupError:
+            raise await self._early_death() from None
+        except OSError as error:
+            raise LaunchError("", f"the first process of its pane cannot be watched: {error}") from error
 
     async def _hand_over(self, process: Pidfd, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> None:
         handing_over = asyncio.create_task(hand_over(ticket, process.pid, prepared.cwd, prepared.argv, env))
         await _first(asyncio.shield(handing_over), process.wait())
         if process.dead and not ticket.peer.done():
             handing_over.cancel()
-            self._process = process
-            exit_, screen = await self.collect()
-            self._process = None
-            said = f": {screen[-1]}" if screen else ""
-            raise LaunchError("", f"the first process of its pane ended before it was told what to run ({exit_}){said}")
+            raise await self._early_death()
         # It has asked, so the socket ends the wait: by the harness, by an error, or by death.
         await handing_over
 
+    async def _early_death(self) -> LaunchError:
+        exit_, screen = await self.collect()
+        said = f": {screen[-1]}" if screen else ""
+        return LaunchError("", f"the first process of its pane ended before it was told what to run ({exit_}){said}")
+
     async def _ask_collect(self) -> Collected:
-        assert self._process is not None, "not launched"
-        request = Collect(
-            agent=self._agent.name, pane=self._pane, pid=self._process.pid, invocation=self._invocation
-        )
+        request = Collect(agent=self._agent.name, pane=self._pane, pid=self._pid, invocation=self._invocation)
         try:
             return await self._realm.ask(request)
         except WorkerLostError:
