@@ -130,7 +130,7 @@ def find_program(program: str, search: Sequence[str], *, home: Path) -> Path:
         candidate = Path(directory, program)
         if _is_executable(candidate):
             return candidate
-    raise LookupError(f"{program} was not found on {':'.join(search)}")
+    raise LookupError(f"{program} was not found on {':'.join(search)} (install it, or add its directory to path)")
 
 
 def _is_executable(path: str | Path) -> bool:
