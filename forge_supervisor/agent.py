@@ -114,6 +114,7 @@ class Lifecycle:
         self._runner = runner
         self._clock = clock
         self._emit = emit
+        self._successor: tuple[Agent, frozenset[int]] | None = None
         self._limit = RateLimit(agent.restart.limit_interval_sec, agent.restart.limit_burst)
         self._timer: Timer | None = None
         self._started_at = 0.0
@@ -123,6 +124,11 @@ class Lifecycle:
         self._stop_requested = False
         self._stop_timed_out = False
         self._start_again = False
+
+    @property
+    def declared(self) -> Agent:
+        """The configuration of the next session; `agent` is that of the present or last one."""
+        return self._successor[0] if self._successor is not None else self.agent
 
     # What the operator asks for.
 
@@ -181,11 +187,18 @@ class Lifecycle:
             self._cancel_timer()
             self._stop_timeout()
 
-    def reconfigure(self, agent: Agent, stop_exit_status: frozenset[int]) -> None:
-        """Take a new configuration: the restart and stop rules from now on, the rest from the next start."""
-        self.agent = agent
-        self.stop_exit_status = stop_exit_status
-        self._limit.interval, self._limit.burst = agent.restart.limit_interval_sec, agent.restart.limit_burst
+    def reconfigure(self, agent: Agent) -> None:
+        """Take a new configuration that needs no new session: its restart and stop rules hold from now on."""
+        self._declare(agent, self.stop_exit_status)
+
+    def replace(self, agent: Agent, stop_exit_status: frozenset[int]) -> None:
+        """Run as another configuration from the next session on, which begins as soon as this one has been stopped.
+
+        What the old one did does not count against the new one.
+        """
+        self._successor = (agent, stop_exit_status)
+        self.reset_failed()
+        self.restart()
 
     # What the runner tells.
 
@@ -293,7 +306,14 @@ class Lifecycle:
         self.n_restarts += 1
         self._start()
 
+    def _declare(self, agent: Agent, stop_exit_status: frozenset[int]) -> None:
+        self.agent, self.stop_exit_status = agent, stop_exit_status
+        self._limit.interval, self._limit.burst = agent.restart.limit_interval_sec, agent.restart.limit_burst
+
     def _start(self) -> None:
+        if self._successor is not None:
+            self._declare(*self._successor)
+            self._successor = None
         if not self._limit.allow(self._clock.time()):
             # systemd keeps the result of the last failure; the flag tells the rest.
             self.start_limit_hit = True

@@ -140,7 +140,7 @@ class Daemon:
     def __init__(self, loaded: Config, path: Path, runtime: Path) -> None:
         self._config = loaded
         self._path = path
-        self._handshake = Handshake(runtime / "launch.sock")
+        self._handshake = Handshake(runtime)
         self._notifier = sdnotify.SystemdNotifier()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -154,7 +154,8 @@ class Daemon:
         self._handle_signals()
         _warn_of(self._config)
         placement = units.detect()
-        await self._handshake.open()
+        # What an earlier supervisor left holds agents that nobody watches, maybe of users that have none any more.
+        await placement.discard()
         self._supervisor = supervisor = Supervisor(
             self._config,
             placement=placement,
@@ -172,7 +173,7 @@ class Daemon:
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
         await supervisor.stop()
-        await self._handshake.close()
+        self._handshake.close()
         await placement.close()
         watchdog.cancel()
         journal.log(events.SupervisorStopped())
@@ -196,7 +197,8 @@ class Daemon:
             loaded = load(self._path)
         except config.ConfigError as error:
             journal.log(events.SupervisorReloadFailed(problem=str(error)))
-            self._complaint = f"; not reloaded: {str(error).partition(chr(10))[0]}"
+            first = error.problems[0]
+            self._complaint = f"; not reloaded: {str(first)[:500]}"
         else:
             self._complaint = ""
             _warn_of(loaded)

@@ -1,8 +1,8 @@
 """The supervisor's side of a launch: hands an agent's plan to its pane's first process (launch.py), and to no other.
 
-Every user may connect to the socket; a plan goes only to a process that names an id which was issued for its uid and
-that is the process which the worker said runs in the pane. Each id is good for one connection. What the kernel says
-(SO_PEERCRED, pidfd) is trusted, what the worker says is only compared with it.
+Each agents' user has a socket that nobody else can connect to. A plan goes only to a process that names an id which was
+issued for its uid and that is the process which the worker said runs in the pane. Each id is good for one connection.
+What the kernel says (SO_PEERCRED, pidfd) is trusted, what the worker says is only compared with it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 import socket
 import struct
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,16 @@ from forge_supervisor import launch
 from forge_supervisor.config import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 HELLO_TIMEOUT = 5.0
 """Seconds that a client has to name its id."""
+MOST_UNNAMED = 64
+"""Clients of one user that have not named theirs yet; further ones are turned away."""
 LAUNCH_TIMEOUT = 15.0
 """Seconds from the pane's first process to the harness; a loaded machine needs some."""
+
+_SCRIPT = str(Path(launch.__file__).resolve())
 
 
 class LaunchError(Exception):
@@ -56,30 +61,25 @@ class Ticket:
 
 
 class Handshake:
-    """Listens on `path`, in a directory that only the supervisor may write."""
+    """Listens in `directory`, which only the supervisor may write, on a socket a user."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._tickets: dict[str, Ticket] = {}
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._servers: dict[int, asyncio.Server] = {}
+        self._unnamed: Counter[int] = Counter()
 
-    async def open(self) -> None:
-        """Raises OSError."""
-        self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._welcome, self._path, limit=256, backlog=512)
-        self._path.chmod(0o666)
+    def close(self) -> None:
+        for uid, server in self._servers.items():
+            server.close()
+            self._path(uid).unlink(missing_ok=True)
 
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        self._path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def ticket(self, uid: int) -> Iterator[Ticket]:
+    @contextlib.asynccontextmanager
+    async def ticket(self, uid: int) -> AsyncIterator[Ticket]:
+        """Issue one for a process of that user, good until the context ends. Raises OSError."""
+        await self._listen(uid)
         identifier = secrets.token_hex(16)
-        script = str(Path(launch.__file__).resolve())
-        ticket = Ticket(uid, (sys.executable, "-I", "-S", script, str(self._path), identifier))
+        ticket = Ticket(uid, (sys.executable, "-I", "-S", _SCRIPT, str(self._path(uid)), identifier))
         self._tickets[identifier] = ticket
         try:
             yield ticket
@@ -89,17 +89,46 @@ class Handshake:
                 ticket.peer.result().writer.close()
             ticket.peer.cancel()
 
+    def _path(self, uid: int) -> Path:
+        return self._directory / f"launch-{uid}.sock"
+
+    async def _listen(self, uid: int) -> None:
+        if uid in self._servers:
+            return
+        path = self._path(uid)
+        path.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind(str(path))
+            # To connect takes the right to write, unix(7).
+            path.chmod(0o600)
+            if uid != os.geteuid():
+                os.chown(path, uid, -1)
+            self._servers[uid] = await asyncio.start_unix_server(self._welcome, sock=listening, limit=256, backlog=64)
+        except BaseException:
+            listening.close()
+            raise
+
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pid, uid, _gid = _peer_credentials(writer)
-        # A stranger is not even read from.
-        if any(ticket.uid == uid for ticket in self._tickets.values()):
-            with contextlib.suppress(TimeoutError, ValueError, OSError):
-                identifier = (await asyncio.wait_for(reader.readline(), HELLO_TIMEOUT)).decode("ascii").strip()
-                ticket = self._tickets.get(identifier)
-                if ticket is not None and ticket.uid == uid and not ticket.peer.done():
-                    ticket.peer.set_result(Peer(reader, writer, pid))
-                    return
+        if self._unnamed[uid] < MOST_UNNAMED:
+            self._unnamed[uid] += 1
+            try:
+                ticket = self._tickets.get(await _identifier(reader))
+            finally:
+                self._unnamed[uid] -= 1
+            if ticket is not None and ticket.uid == uid and not ticket.peer.done():
+                ticket.peer.set_result(Peer(reader, writer, pid))
+                return
         writer.close()
+
+
+async def _identifier(reader: asyncio.StreamReader) -> str:
+    """Read what the client names, in time; otherwise what was issued to nobody."""
+    try:
+        return (await asyncio.wait_for(reader.readline(), HELLO_TIMEOUT)).decode("ascii").strip()
+    except (TimeoutError, ValueError, OSError):
+        return ""
 
 
 def _peer_credentials(writer: asyncio.StreamWriter) -> tuple[int, int, int]:

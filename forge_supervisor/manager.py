@@ -72,6 +72,11 @@ class Manager:
         pid: int = self._get(_path_of(unit), _SERVICE, b"MainPID", b"u")
         return pid
 
+    def units(self, pattern: str) -> list[str]:
+        """Name the units that are loaded and match, glob(7)."""
+        found = self._call(b"ListUnitsByPatterns", b"asas", [], [pattern.encode()])
+        return [row[0].decode() for row in found]
+
     def invocation(self, unit: str) -> bytes:
         """Return the InvocationID, which tells a unit from earlier ones of its name; empty if it is not loaded."""
         try:
@@ -80,11 +85,16 @@ class Manager:
             return b""
         return bytes(self._get(path, _UNIT, b"InvocationID", b"ay") or b"")
 
-    async def start_transient(self, unit: str, properties: Mapping[bytes, object]) -> str:
-        """Make and start a unit. Returns how that went: ``done``, ``failed``, ``timeout`` …, systemctl(1)."""
+    async def start_transient(self, unit: str, properties: Mapping[bytes, object], *, mode: str = "fail") -> str:
+        """Make and start a unit. Returns how that went: ``done``, ``failed``, ``timeout`` …, systemctl(1).
+
+        `mode` is what systemctl calls --job-mode.
+        """
         self._changes[_path_of(unit)] = {}
         try:
-            job: bytes = SystemdManager(self._bus).StartTransientUnit(_MANAGER, unit.encode(), b"fail", properties)
+            job: bytes = SystemdManager(self._bus).StartTransientUnit(
+                _MANAGER, unit.encode(), mode.encode(), properties
+            )
         except DBusBaseError as error:
             raise _told(error) from error
         return (await self._wait(b"JobRemoved", job)).decode()

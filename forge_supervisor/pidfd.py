@@ -19,6 +19,7 @@ class Pidfd:
         self.pid = pid
         self._fd = os.pidfd_open(pid)
         self._death: asyncio.Future[None] | None = None
+        self._closed = self._was_dead = False
         try:
             self._check_owner(uid)
         except BaseException:
@@ -35,12 +36,17 @@ class Pidfd:
 
     @property
     def dead(self) -> bool:
+        """Whether it has died; of a closed one, whether it had died by then."""
+        if self._closed:
+            return self._was_dead
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(0))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal; a process that has died is left alone."""
+        if self._closed:
+            return
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:
@@ -48,6 +54,8 @@ class Pidfd:
 
     async def wait(self) -> None:
         """Return once the process has died. May be awaited by several tasks, and cancelled."""
+        if self._closed and self._was_dead:
+            return
         if self._death is None:
             loop = asyncio.get_running_loop()
             self._death = loop.create_future()
@@ -60,9 +68,16 @@ class Pidfd:
             self._death.set_result(None)
 
     def close(self) -> None:
+        """Let go of it. Who still waits for its death is told, if it has died, and cancelled otherwise."""
+        if self._closed:
+            return
+        self._was_dead, self._closed = self.dead, True
         if self._death is not None and not self._death.done():
             asyncio.get_running_loop().remove_reader(self._fd)
-            self._death.cancel()
+            if self._was_dead:
+                self._death.set_result(None)
+            else:
+                self._death.cancel()
         os.close(self._fd)
 
 

@@ -66,10 +66,13 @@ class Realm:
         async with self._starting_server:
             if self._server is None or self._server.dead:
                 try:
-                    self._server = await self._start_server()
+                    server = await self._start_server()
                 except (OSError, units.PlacementError, WorkerError) as error:
                     raise LaunchError("", str(error)) from error
-                self._watching = asyncio.create_task(self._watch(self._server))
+                if self._server is not None:
+                    self._server.close()
+                self._server = server
+                self._watching = asyncio.create_task(self._watch(server))
             return self._server
 
     async def ask(self, request: Request[AnswerT]) -> AnswerT:
@@ -92,6 +95,8 @@ class Realm:
             await self._server_process.stop(STOP_TIMEOUT)
         if self._worker is not None:
             await self._worker.stop()
+        if self._server is not None:
+            self._server.close()
 
     async def _start_worker(self) -> Worker:
         try:
@@ -100,8 +105,6 @@ class Realm:
             raise WorkerLostError(f"the worker of {self._name} cannot be started: {error}") from error
 
     async def _start_server(self) -> Pidfd:
-        # A server of ours that we did not start holds agents that nobody watches.
-        await self._placement.discard("tmux", self.user)
         found = await self.ask(FindServer(wait=False))
         if found.pid is None:
             self._server_process = await self._run_server()
@@ -112,7 +115,12 @@ class Realm:
         ours = self._server_process is not None and self._server_process.pid == found.pid
         told = events.TmuxServerStarted if ours else events.TmuxServerShared
         self._emit(told(run_as=self._name, pid=found.pid))
-        for agent in (await self.ask(Sweep())).agents:
+        try:
+            swept = await self.ask(Sweep())
+        except BaseException:
+            server.close()
+            raise
+        for agent in swept.agents:
             self._emit(events.AgentSwept(agent=agent, run_as=self._name))
         return server
 

@@ -112,16 +112,12 @@ class Session:
         self._server = await self._realm.server()
         prepared = await self._prepare()
         env = agent_environment(self._realm.user, self._agent, prepared.env, self._invocation)
-        with self._handshake.ticket(self._realm.user.uid) as ticket:
-            process = await self._open(ticket)
-            try:
-                await self._hand_over(process, ticket, prepared, env)
-            except BaseException:
-                process.signal(signal.SIGKILL)
-                process.close()
-                raise
-        self._process = process
-        return process.pid
+        try:
+            async with self._handshake.ticket(self._realm.user.uid) as ticket:
+                self._process = await self._launch(ticket, prepared, env)
+        except OSError as error:
+            raise LaunchError("", f"the launch socket cannot be made: {error}") from error
+        return self._process.pid
 
     async def death(self) -> None:
         """Return when the main process has died; or KILL_GRACE seconds after the SIGKILL that it does not heed."""
@@ -186,6 +182,16 @@ class Session:
         if not prepared.argv:
             raise LaunchError("harness", "the worker named no program to run")
         return prepared
+
+    async def _launch(self, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> Pidfd:
+        process = await self._open(ticket)
+        try:
+            await self._hand_over(process, ticket, prepared, env)
+        except BaseException:
+            process.signal(signal.SIGKILL)
+            process.close()
+            raise
+        return process
 
     async def _open(self, ticket: Ticket) -> Pidfd:
         try:

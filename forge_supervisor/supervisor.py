@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from forge_supervisor import events, harness
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from forge_supervisor.handshake import Handshake
     from forge_supervisor.units import Placement
 
+_MOST_NAMED = 10
+"""In the status: systemd ignores a notification of more than 4096 bytes."""
 # A change of these is taken by a running agent; any other is for its next session, and so brings that about.
 _TAKEN_WHILE_RUNNING = {"restart", "stop_timeout_sec", "enabled"}
 
@@ -49,34 +52,47 @@ class Supervisor:
         for agent in self._config.agents.values():
             if agent.enabled:
                 self._add(agent).start()
-        await self._until(lambda: not any(life.state is State.STARTING for life in self._lives.values()))
+        # Each once: of agents that crash at once, one or the other is always starting again.
+        waiting = list(self._lives.values())
+
+        def all_have_been_seen() -> bool:
+            waiting[:] = [life for life in waiting if life.state is State.STARTING]
+            return not waiting
+
+        await self._until(all_have_been_seen)
         self._emit(events.SupervisorReady(running=self._count(State.RUNNING), failed=self._count(State.FAILED)))
 
     async def reload(self, config: Config) -> None:
         """Make `config` true: new agents start, removed ones stop, changed ones restart, the others are left alone."""
+        if config.socket_name != self._config.socket_name:
+            config = self._keep_socket_name(config)
         old, self._config = self._config, config
         wanted = {name: agent for name, agent in config.agents.items() if agent.enabled}
-        await self._remove([name for name in self._lives if name not in wanted])
+        # Another user's agent of that name is another agent: its session, too, belongs to that user.
+        await self._remove(
+            name
+            for name, life in self._lives.items()
+            if name not in wanted or wanted[name].run_as != life.declared.run_as
+        )
         for name, agent in wanted.items():
             life = self._lives.get(name)
             if life is None:
                 self._add(agent).start()
-                continue
-            fresh = _needs_new_session(life.agent, agent) or _settings(old, agent) != _settings(config, agent)
-            life.reconfigure(agent, harness.load(agent.harness).stop_exit_status)
-            if fresh:
-                # It is another agent now: what the old one did does not count against it.
-                life.reset_failed()
-                life.restart()
+            elif _needs_new_session(life.declared, agent) or _settings(old, agent) != _settings(config, agent):
+                life.replace(agent, harness.load(agent.harness).stop_exit_status)
+            else:
+                life.reconfigure(agent)
+        await self._close_realms(self._realms.keys() - {life.declared.run_as for life in self._lives.values()})
         self._emit(events.SupervisorReloaded(agents=len(config.agents)))
 
     async def stop(self) -> None:
         """Stop every agent, then what they lived in."""
+        self._placement.stopping()
         for life in self._lives.values():
             life.stop()
         await self._until(lambda: all(life.state in AT_REST for life in self._lives.values()))
         await asyncio.gather(*(self._close_session(life.agent) for life in self._lives.values()))
-        await asyncio.gather(*(realm.close() for realm in self._realms.values()))
+        await self._close_realms(self._realms.keys())
 
     def hurry(self) -> None:
         """Kill what is still stopping."""
@@ -92,7 +108,7 @@ class Supervisor:
                 continue
             part = f"{len(lives)} {state}"
             if state in {State.FAILED, State.AUTO_RESTART}:
-                part += ": " + ", ".join(f"{life.agent.name} ({_why(life)})" for life in lives)
+                part += f": {_whys(lives)}"
             parts.append(part)
         return ", ".join(parts) or "no agents"
 
@@ -107,6 +123,15 @@ class Supervisor:
         life.changed = self._changed
         self._lives[agent.name] = life
         return life
+
+    def _keep_socket_name(self, config: Config) -> Config:
+        """Agents cannot move to another tmux server while they run, and one cannot attach to half of them."""
+        text = f'stays "{self._config.socket_name}" until the supervisor is restarted'
+        self._emit(events.ConfigWarning(file="", key="socket_name", problem=text))
+        return replace(config, socket_name=self._config.socket_name)
+
+    async def _close_realms(self, users: Iterable[str]) -> None:
+        await asyncio.gather(*(self._realms.pop(user).close() for user in list(users)))
 
     async def _remove(self, names: Iterable[str]) -> None:
         removed = [self._lives[name] for name in names]
@@ -164,6 +189,11 @@ def _settings(config: Config, agent: Agent) -> HarnessSettings:
 
 def _needs_new_session(old: Agent, new: Agent) -> bool:
     return old.model_dump(exclude=_TAKEN_WHILE_RUNNING) != new.model_dump(exclude=_TAKEN_WHILE_RUNNING)
+
+
+def _whys(lives: list[Lifecycle]) -> str:
+    whys = ", ".join(f"{life.agent.name} ({_why(life)})" for life in lives[:_MOST_NAMED])
+    return whys + (f" and {len(lives) - _MOST_NAMED} more" if len(lives) > _MOST_NAMED else "")
 
 
 def _why(life: Lifecycle) -> str:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds: for what an earlier supervisor left, for the kernel to end what got SIGKILL, and for what is left of a unit
-# whose main process has ended.
+# Seconds: for a program to be executed, for what an earlier supervisor left, for the kernel to end what got SIGKILL,
+# and for what is left of a unit whose main process has ended.
+_START_TIMEOUT = 20
 _STALE_TIMEOUT = 5.0
 _KILL_TIMEOUT = 5.0
 _STOP_BACKSTOP = 10
@@ -87,8 +88,12 @@ class Placement(Protocol):
         """
         ...
 
-    async def discard(self, name: str, user: User) -> None:
-        """End what an earlier supervisor has left under that name, if it can be found. Raises PlacementError."""
+    async def discard(self) -> None:
+        """End all that an earlier supervisor has left, as far as it can be found. Raises PlacementError."""
+        ...
+
+    def stopping(self) -> None:
+        """Take note that the supervisor itself is being stopped: nothing may wait for the end of that."""
         ...
 
     async def close(self) -> None:
@@ -123,6 +128,12 @@ class SystemdPlacement:
 
     def __init__(self, manager_path: str) -> None:
         self._manager_path = manager_path
+        self._mode = "fail"
+
+    def stopping(self) -> None:
+        # A unit that is ordered before the supervisor's is not started before that has stopped. Yet an exit status may
+        # still have to be asked for, by a worker that has to be started for it.
+        self._mode = "ignore-dependencies"
 
     async def run(
         self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int | None = None
@@ -136,18 +147,24 @@ class SystemdPlacement:
                 properties = _properties(name, user, argv, env, manager.environment())
                 if stdin is not None:
                     properties[b"StandardInputFileDescriptor"] = stdin
-                pid = await _start(manager, unit, argv[0], properties)
+                async with asyncio.timeout(_START_TIMEOUT):
+                    pid = await _start(manager, unit, argv[0], properties, self._mode)
                 return _SystemdProcess(pid, unit, manager.invocation(unit), self._manager_path)
         except ManagerError as error:
             raise PlacementError(f"{unit} cannot be started: {error}") from error
+        except TimeoutError:
+            text = f"{unit} was not started within {_START_TIMEOUT} s (systemctl list-jobs tells what it waits for)"
+            raise PlacementError(text) from None
 
-    async def discard(self, name: str, user: User) -> None:
-        unit = unit_name(name, user.name)
+    async def discard(self) -> None:
         try:
             with Manager(self._manager_path) as manager:
-                await self._discard(manager, unit)
+                # Workers first: they end with their supervisor anyway.
+                for name in ("worker", "tmux"):
+                    for unit in manager.units(f"forge-{name}-*.service"):
+                        await self._discard(manager, unit)
         except ManagerError as error:
-            raise PlacementError(f"{unit}, left from an earlier supervisor, cannot be ended: {error}") from error
+            raise PlacementError(f"what is left from an earlier supervisor cannot be ended: {error}") from error
 
     async def _discard(self, manager: Manager, unit: str) -> None:
         if left := manager.invocation(unit):
@@ -173,9 +190,11 @@ class _SystemdProcess:
             _log.warning("%s could not be stopped: %s", self.unit, error)
 
 
-async def _start(manager: Manager, unit: str, program: str, properties: Mapping[bytes, object]) -> int:
+async def _start(
+    manager: Manager, unit: str, program: str, properties: Mapping[bytes, object], mode: str
+) -> int:
     try:
-        result = await manager.start_transient(unit, properties)
+        result = await manager.start_transient(unit, properties, mode=mode)
     except asyncio.CancelledError:
         # By a job, as there may be no process yet that could be killed.
         with contextlib.suppress(ManagerError):
@@ -260,6 +279,9 @@ class DirectPlacement:
     def __init__(self) -> None:
         self._outputs: list[asyncio.ReadTransport] = []
 
+    def stopping(self) -> None:
+        """Children wait for nobody."""
+
     async def run(
         self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int | None = None
     ) -> Process:
@@ -275,7 +297,7 @@ class DirectPlacement:
         await self._log_output(output, f"{name} of {user.name}")
         return _Child(child)
 
-    async def discard(self, name: str, user: User) -> None:
+    async def discard(self) -> None:
         """Nothing tells a child of an earlier supervisor from any other process."""
 
     async def close(self) -> None:

@@ -32,6 +32,7 @@ BOOT_TIMEOUT_SEC = 60.0
 # makes a cgroup for the machine, and two machines must not share one.
 BOOT = """
 set -eu
+umask 022
 dir=$1 name=$2
 shift 2
 if ! [ -d /run/systemd/system ]; then
@@ -90,8 +91,17 @@ class Machine:
         name = user or "root"
         variables = {"PATH": PATH, "HOME": home, "USER": name, "LOGNAME": name, "LANG": "C.UTF-8", **(env or {})}
         as_user = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
-        inside = ["nsenter", "--all", f"--target={self.leader}", "setpriv", "--pdeathsig=KILL", *as_user]
+        # Of a process from outside its cgroup namespace systemd cannot tell the unit, and refuses it (EUNATCH).
+        enter = ["sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{self._cgroup()}/cgroup.procs"]
+        inside = [*enter, "nsenter", "--all", f"--target={self.leader}", "setpriv", "--pdeathsig=KILL", *as_user]
         return [*inside, "env", "-i", *(f"{key}={value}" for key, value in variables.items()), *map(str, argv)]
+
+    def _cgroup(self) -> Path:
+        """The cgroup of its PID 1, as seen from outside."""
+        hybrid = Path("/sys/fs/cgroup/unified")
+        lines = Path(f"/proc/{self.leader}/cgroup").read_text().splitlines()
+        path = next(line.removeprefix("0::") for line in lines if line.startswith("0::"))
+        return (hybrid if hybrid.is_dir() else hybrid.parent) / path.lstrip("/")
 
     def run(
         self,

@@ -72,8 +72,6 @@ class Worker:
         except OSError as error:
             await self._lose(f"it cannot be reached ({error})")
             raise WorkerLostError(self.lost) from error
-        finally:
-            self._pending.pop(identifier, None)
         if line.error is not None:
             raise WorkerError(line.error)
         try:
@@ -90,11 +88,12 @@ class Worker:
         try:
             while line := await reader.readline():
                 answer = AnswerLine.model_validate_json(line)
-                pending = self._pending.get(answer.id)
-                if pending is not None and not pending.done():
+                pending = self._pending.pop(answer.id)
+                # Who asked may have been cancelled meanwhile.
+                if not pending.done():
                     pending.set_result(answer)
-        except (ValueError, OSError) as error:
-            # ValueError: a line over the limit, or one that is no AnswerLine.
+        except (ValueError, KeyError, OSError) as error:
+            # A line over the limit, or one that is no AnswerLine; an answer to what nobody asked.
             reason = f"it broke the protocol ({type(error).__name__})"
         self._fail_pending(reason)
         self._writer.close()

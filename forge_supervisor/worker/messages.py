@@ -18,6 +18,7 @@ LINE_LIMIT = 4 * 1024 * 1024
 """Bytes. A role may be long; a screen's tail and an environment are not."""
 
 Pid = Annotated[int, Field(gt=1, lt=2**22 + 1)]
+AgentName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,48}$")]
 Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -56,7 +57,7 @@ class FindServer(Request[ServerFound]):
 
 
 class Swept(Answer):
-    agents: list[Text]
+    agents: Annotated[list[AgentName], Field(max_length=10_000)]
 
 
 class Sweep(Request[Swept]):
@@ -81,7 +82,7 @@ class Prepared(Answer):
     argv: list[str]
     cwd: str
     env: dict[str, str]
-    findings: list[Finding]
+    findings: Annotated[list[Finding], Field(max_length=100)]
 
 
 class Prepare(Request[Prepared]):
@@ -105,7 +106,7 @@ class Prepare(Request[Prepared]):
 class Opened(Answer):
     pane: Annotated[str, Field(pattern=r"^%[0-9]{1,9}$")]
     pid: Pid
-    notes: list[Text] = []
+    notes: Annotated[list[Text], Field(max_length=100)] = []
 
 
 class Open(Request[Opened]):

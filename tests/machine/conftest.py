@@ -26,8 +26,9 @@ def machine(bare_machine: booted.Machine) -> booted.Machine:
 
 
 @pytest.fixture(autouse=True)
-def stopped(request: pytest.FixtureRequest) -> None:
-    """The service is stopped when a test begins, and systemd's limit on its starts unspent."""
+def stopped(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test leaves the service stopped, and systemd's limit on its starts unspent."""
+    yield
     if "machine" in request.fixturenames:
         for verb in ("stop", "reset-failed"):
             request.getfixturevalue("machine").run("systemctl", verb, "forge-supervisor", check=False, timeout=120)

@@ -35,3 +35,19 @@ def test_a_killed_supervisor_is_back_with_each_agent_once(machine: Machine) -> N
     assert sorted(after.values()) == sorted(before.values()), "and all of them run, once"
     machine.run("systemctl", "stop", "forge-supervisor")
     assert machine.processes("orphan") == {}
+
+
+def test_agents_of_a_user_that_has_left_the_config_end_too(machine: Machine) -> None:
+    machine.run("useradd", "--create-home", "leaver", check=False)
+    machine.run("useradd", "--create-home", "stayer", check=False)
+    agent = '[agents.{0}]\nrun_as = "{0}"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n'
+    machine.write("/etc/forge-supervisor/config.toml", agent.format("leaver") + agent.format("stayer"))
+    machine.run("systemctl", "start", "forge-supervisor")
+    assert machine.processes("leaver")
+    begin = int(machine.run("date", "+%s%6N").stdout)
+    machine.write("/etc/forge-supervisor/config.toml", agent.format("stayer"))
+    machine.run("systemctl", "kill", "--signal=KILL", "forge-supervisor")
+    machine.wait_for("EVENT=supervisor_ready", until=lambda e: int(e["__REALTIME_TIMESTAMP"]) > begin)
+    assert machine.processes("leaver") == {}
+    assert machine.processes("stayer")
+    machine.run("systemctl", "stop", "forge-supervisor")

@@ -66,6 +66,30 @@ def test_a_broken_config_changes_nothing_and_says_why(service: Machine) -> None:
     assert sleeping(service) == before
 
 
+def test_another_user_is_another_agent_and_leaves_nothing_with_the_old_one(service: Machine) -> None:
+    service.run("useradd", "--create-home", "successor", check=False)
+    begin = now(service)
+    service.write(CONFIG, (DEFAULTS + agent("same", 1001)).replace("loader", "successor"))
+    service.run("systemctl", "reload", "forge-supervisor")
+    service.wait_for(
+        "EVENT=supervisor_reloaded", until=lambda entry: int(entry["__REALTIME_TIMESTAMP"]) > begin
+    )
+    assert service.processes("loader") == {}
+    service.wait_for("EVENT=agent_started", "AGENT=same", "RUN_AS=successor", until=bool)
+    (exited,) = service.journal("EVENT=agent_exited", "AGENT=same", "RESULT=success")[-1:]
+    assert (exited["RUN_AS"], exited["NEXT"]) == ("loader", "stopped as requested")
+
+
+def test_another_socket_name_waits_for_a_restart(service: Machine) -> None:
+    service.write(CONFIG, 'socket_name = "other"\n' + DEFAULTS + agent("same", 1001) + agent("new", 1005))
+    service.run("systemctl", "reload", "forge-supervisor")
+    warning = service.wait_for("EVENT=config_warning", "KEY=socket_name", until=bool)
+    assert 'stays "forge" until the supervisor is restarted' in warning["MESSAGE"]
+    service.wait_for("EVENT=agent_started", "AGENT=new", until=lambda e: int(e["PID"]) in sleeping(service).values())
+    sessions = service.run("tmux", "-L", "forge", "list-sessions", "-F", "#S", user="loader").stdout.split()
+    assert sorted(sessions) == ["agent-new", "agent-same"]
+
+
 def test_a_disabled_agent_is_stopped(service: Machine) -> None:
     begin = now(service)
     service.write(CONFIG, DEFAULTS + agent("same", 1001) + agent("changed", 1002, "enabled = false"))

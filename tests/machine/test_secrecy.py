@@ -81,6 +81,21 @@ def test_an_agents_environment_is_exactly_what_was_declared(machine: Machine) ->
     assert not [message for message in messages if SECRET in message]
 
 
+def test_nobody_else_can_connect_to_an_agents_launch(machine: Machine) -> None:
+    keeper = machine.add_user("keeper2")
+    machine.add_user("stranger2")
+    config = '[agents.a]\nrun_as = "keeper2"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n'
+    machine.write("/etc/forge-supervisor/config.toml", config)
+    machine.run("systemctl", "start", "forge-supervisor")
+    try:
+        connect = f"import socket; socket.socket(socket.AF_UNIX).connect('/run/forge-supervisor/launch-{keeper}.sock')"
+        machine.run("/usr/bin/python3", "-c", connect, user="keeper2")
+        refused = machine.run("/usr/bin/python3", "-c", connect, user="stranger2", check=False)
+    finally:
+        machine.run("systemctl", "stop", "forge-supervisor")
+    assert "PermissionError" in refused.stderr
+
+
 def read_environment(process: Path) -> dict[str, str]:
     return dict(word.split("=", 1) for word in (process / "environ").read_text().split("\0") if word)
 

@@ -359,11 +359,27 @@ def test_new_restart_rules_hold_from_now_on_and_keep_the_window() -> None:
     desk.end(Exit(code=1))
     desk.clock.advance(5)
     desk.life.launched(4711)
-    desk.life.reconfigure(Desk(restart={"limit_burst": 2}).life.agent, frozenset())
+    desk.life.reconfigure(Desk(restart={"limit_burst": 2}).life.agent)
     desk.end(Exit(code=1))
     desk.clock.advance(5)
     assert desk.state() is State.FAILED
     assert desk.life.start_limit_hit
+
+
+def test_a_replaced_agents_last_session_is_judged_and_told_as_what_it_was() -> None:
+    desk = Desk(run_as="old", stop_exit_status=frozenset({143}), restart={"success_exit_status": [7]})
+    desk.run()
+    new = Desk(run_as="new").life.agent
+    desk.life.replace(new, frozenset())
+    assert (desk.life.agent.run_as, desk.life.declared.run_as) == ("old", "new")
+    desk.end(Exit(code=143))
+    exited = desk.last(events.AgentExited)
+    assert (exited.run_as, exited.result, exited.next) == ("old", Result.SUCCESS, "starting again as requested")
+    assert desk.state() is State.STARTING
+    desk.life.launched(4712)
+    assert desk.last(events.AgentStarted).run_as == "new"
+    desk.end(Exit(code=7))
+    assert desk.life.result is Result.EXIT_CODE
 
 
 class Anything(RuleBasedStateMachine):

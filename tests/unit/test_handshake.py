@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,6 @@ from forge_supervisor.handshake import Handshake, LaunchError, Ticket, hand_over
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 TELL = (
     "import json, os, signal, sys;"
@@ -30,12 +31,11 @@ TELL = (
 
 @contextlib.asynccontextmanager
 async def listening(path: Path) -> AsyncIterator[Handshake]:
-    server = Handshake(path / "launch.sock")
-    await server.open()
+    server = Handshake(path)
     try:
         yield server
     finally:
-        await server.close()
+        server.close()
         await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
 
 
@@ -50,13 +50,12 @@ async def output(process: subprocess.Popen[bytes]) -> tuple[str, str]:
 
 def test_the_harness_gets_exactly_what_was_declared(tmp_path: Path) -> None:
     async def scenario() -> dict[str, object]:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket:
-                shim = run_shim(ticket, env={"TERM": "tmux-256color", "TMUX_PANE": "%7", "LEAK": "1", "PATH": "/evil"})
-                env = {"HOME": "/nowhere", "PATH": "/bin", "ODD": "a=b\nc ü", "TERM": "wrong"}
-                argv = [sys.executable, "-I", "-S", "-c", TELL, "", "two words", "ü;"]
-                await hand_over(ticket, shim.pid, str(tmp_path), argv, env)
-                return json.loads((await output(shim))[0])  # type: ignore[no-any-return]
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            shim = run_shim(ticket, env={"TERM": "tmux-256color", "TMUX_PANE": "%7", "LEAK": "1", "PATH": "/evil"})
+            env = {"HOME": "/nowhere", "PATH": "/bin", "ODD": "a=b\nc ü", "TERM": "wrong"}
+            argv = [sys.executable, "-I", "-S", "-c", TELL, "", "two words", "ü;"]
+            await hand_over(ticket, shim.pid, str(tmp_path), argv, env)
+            return json.loads((await output(shim))[0])  # type: ignore[no-any-return]
 
     told = asyncio.run(scenario())
     assert told["argv"] == ["", "two words", "ü;"]
@@ -73,12 +72,11 @@ def test_the_harness_gets_exactly_what_was_declared(tmp_path: Path) -> None:
 
 def test_the_harness_starts_with_default_signals(tmp_path: Path) -> None:
     async def scenario() -> str:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket:
-                shim = run_shim(ticket)
-                # cat(1) changes no signal, python would.
-                await hand_over(ticket, shim.pid, "/", ["/bin/cat", "/proc/self/status"], {})
-                return (await output(shim))[0]
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            shim = run_shim(ticket)
+            # cat(1) changes no signal, python would.
+            await hand_over(ticket, shim.pid, "/", ["/bin/cat", "/proc/self/status"], {})
+            return (await output(shim))[0]
 
     ignored = next(line for line in asyncio.run(scenario()).splitlines() if line.startswith("SigIgn:"))
     assert int(ignored.split()[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
@@ -94,13 +92,12 @@ def test_the_harness_starts_with_default_signals(tmp_path: Path) -> None:
 )
 def test_what_exec_refuses_is_told(tmp_path: Path, cwd: str, program: str, key: str, text: str) -> None:
     async def scenario() -> LaunchError:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket:
-                shim = run_shim(ticket)
-                with pytest.raises(LaunchError) as failure:
-                    await hand_over(ticket, shim.pid, cwd, [program], {})
-                await output(shim)
-                return failure.value
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            shim = run_shim(ticket)
+            with pytest.raises(LaunchError) as failure:
+                await hand_over(ticket, shim.pid, cwd, [program], {})
+            await output(shim)
+            return failure.value
 
     problem = asyncio.run(scenario()).problem
     assert (problem.key, problem.text) == (key, text)
@@ -109,7 +106,7 @@ def test_what_exec_refuses_is_told(tmp_path: Path, cwd: str, program: str, key: 
 def test_a_process_that_is_not_the_panes_gets_nothing(tmp_path: Path) -> None:
     async def scenario() -> str:
         async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket:
+            async with server.ticket(os.getuid()) as ticket:
                 shim = run_shim(ticket)
                 with pytest.raises(LaunchError, match=f"process {shim.pid} asked for the launch"):
                     await hand_over(ticket, shim.pid + 1, "/", ["/bin/echo", "secret"], {})
@@ -122,14 +119,13 @@ def test_a_process_that_is_not_the_panes_gets_nothing(tmp_path: Path) -> None:
 
 def test_an_id_is_good_for_one_connection(tmp_path: Path) -> None:
     async def scenario() -> tuple[str, str]:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket:
-                first = run_shim(ticket)
-                await asyncio.wait_for(asyncio.shield(ticket.peer), 10)
-                second = run_shim(ticket)
-                refused = await output(second)
-                await hand_over(ticket, first.pid, "/", ["/bin/echo", "mine"], {})
-                return (await output(first))[0], refused[1]
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            first = run_shim(ticket)
+            await asyncio.wait_for(asyncio.shield(ticket.peer), 10)
+            second = run_shim(ticket)
+            refused = await output(second)
+            await hand_over(ticket, first.pid, "/", ["/bin/echo", "mine"], {})
+            return (await output(first))[0], refused[1]
 
     first, second = asyncio.run(scenario())
     assert first == "mine\n"
@@ -139,29 +135,49 @@ def test_an_id_is_good_for_one_connection(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hello", [b"", b"0" * 32 + b"\n", b"x" * 5000 + b"\n", b"\xff\xfe\n"])
 def test_a_client_without_a_valid_id_is_closed(tmp_path: Path, hello: bytes) -> None:
     async def scenario() -> bytes:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()):
-                reader, writer = await asyncio.open_unix_connection(tmp_path / "launch.sock")
-                writer.write(hello)
-                writer.write_eof()
-                try:
-                    return await asyncio.wait_for(reader.read(), 10)
-                except ConnectionResetError:
-                    return b""
-                finally:
-                    writer.close()
+        async with listening(tmp_path) as server, server.ticket(os.getuid()):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / f"launch-{os.getuid()}.sock")
+            writer.write(hello)
+            writer.write_eof()
+            try:
+                return await asyncio.wait_for(reader.read(), 10)
+            except ConnectionResetError:
+                return b""
+            finally:
+                writer.close()
 
     assert asyncio.run(scenario()) == b""
 
 
-def test_a_stranger_is_closed_unheard(tmp_path: Path) -> None:
+def test_a_socket_is_its_users_alone(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, who alone can give a socket away")
+
+    async def scenario() -> tuple[int, int, bytes]:
+        async with listening(tmp_path) as server, server.ticket(4711) as ticket:
+            # Root may connect nevertheless, and is not the one that the id was issued for.
+            reader, writer = await asyncio.open_unix_connection(ticket.argv[4])
+            writer.write(f"{ticket.argv[5]}\n".encode())
+            try:
+                answer = await asyncio.wait_for(reader.read(), 4)
+            finally:
+                writer.close()
+            status = await asyncio.to_thread(Path(ticket.argv[4]).stat)
+            return status.st_uid, stat.S_IMODE(status.st_mode), answer
+
+    assert asyncio.run(scenario()) == (4711, 0o600, b"")
+
+
+def test_a_crowd_that_says_nothing_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "MOST_UNNAMED", 3)
+
     async def scenario() -> bytes:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid() + 1):
-                reader, writer = await asyncio.open_unix_connection(tmp_path / "launch.sock")
-                try:
-                    return await asyncio.wait_for(reader.read(), 4)
-                finally:
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            crowd = [await asyncio.open_unix_connection(ticket.argv[4]) for _ in range(4)]
+            try:
+                return await asyncio.wait_for(crowd[3][0].read(), 4)
+            finally:
+                for _, writer in crowd:
                     writer.close()
 
     assert asyncio.run(scenario()) == b""
@@ -171,8 +187,8 @@ def test_a_first_process_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(handshake, "LAUNCH_TIMEOUT", 0.05)
 
     async def scenario() -> None:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket, pytest.raises(LaunchError, match="did not get to run in 0.05 s"):
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            with pytest.raises(LaunchError, match="did not get to run in 0.05 s"):
                 await hand_over(ticket, 4711, "/", ["/bin/true"], {})
 
     asyncio.run(scenario())
@@ -180,12 +196,11 @@ def test_a_first_process_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyt
 
 def test_nothing_to_hide_stands_in_the_shims_command_line(tmp_path: Path) -> None:
     async def scenario() -> tuple[str, ...]:
-        async with listening(tmp_path) as server:
-            with server.ticket(os.getuid()) as ticket:
-                return ticket.argv
+        async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
+            return ticket.argv
 
     argv = asyncio.run(scenario())
     assert argv[:3] == (sys.executable, "-I", "-S")
     assert argv[3] == launch.__file__
-    assert argv[4] == str(tmp_path / "launch.sock")
+    assert argv[4] == str(tmp_path / f"launch-{os.getuid()}.sock")
     assert len(argv) == 6

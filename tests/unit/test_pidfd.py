@@ -49,6 +49,26 @@ def test_a_zombie_is_dead_and_takes_signals_in_silence(sleeper: subprocess.Popen
     pinned.close()
 
 
+def test_a_closed_one_remembers_and_keeps_nobody_waiting(sleeper: subprocess.Popen[bytes]) -> None:
+    async def scenario() -> None:
+        pinned, other = (Pidfd(sleeper.pid, os.getuid()) for _ in range(2))
+        waiting = asyncio.create_task(pinned.wait())
+        await asyncio.sleep(0)
+        other.close()
+        assert not other.dead
+        other.signal(signal.SIGKILL)
+        assert sleeper.poll() is None
+        sleeper.kill()
+        await asyncio.to_thread(os.waitid, os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+        pinned.close()
+        pinned.close()
+        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(pinned.wait(), 1)
+        assert pinned.dead
+
+    asyncio.run(scenario())
+
+
 def test_what_has_died_cannot_be_pinned(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)

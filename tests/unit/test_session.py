@@ -103,14 +103,13 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(directory: Path, *argv: str) -> AsyncIterator[Stage]:
-    handshake = Handshake(directory / "launch.sock")
-    await handshake.open()
+    handshake = Handshake(directory)
     realm = FakeRealm(*argv)
     try:
         yield Stage(realm, handshake)
     finally:
         realm.end()
-        await handshake.close()
+        handshake.close()
         await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
 
 

@@ -13,6 +13,7 @@ from forge_supervisor.config import Agent, Config, HarnessSettings
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Exit
 from forge_supervisor.supervisor import Supervisor
+from forge_supervisor.units import DirectPlacement
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,12 +25,16 @@ class FakeSession:
     def __init__(self, agent: Agent, _invocation: str, *, settings: HarnessSettings, **_: Any) -> None:
         self.agent = agent
         self.settings = settings
+        self.slowness = 50 if agent.model == "crasher" else 1
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def launch(self) -> int:
         if self.agent.model == "broken":
             raise LaunchError("model", "is broken")
-        await asyncio.sleep(0)
+        for _ in range(self.slowness):
+            await asyncio.sleep(0)
+        if self.agent.model == "crasher":
+            self.end(Exit(code=1))
         return 4711
 
     async def death(self) -> None:
@@ -59,7 +64,7 @@ class Bench:
         self.events: list[events.Event] = []
         nothing: Any = None
         self.supervisor = Supervisor(
-            config, placement=nothing, handshake=nothing, emit=self.events.append, changed=lambda: None
+            config, placement=DirectPlacement(), handshake=nothing, emit=self.events.append, changed=lambda: None
         )
 
     def make(self, agent: Agent, invocation: str, **rest: Any) -> FakeSession:
@@ -126,6 +131,24 @@ def test_the_status_is_one_line_that_names_who_failed_and_how(play: Play) -> Non
         await bench.until("1 running, 1 inactive, 2 failed: b (signal 9 (SIGKILL)), scout (exit code 1)")
 
     play(config(a={}, b={"restart": {"policy": "no"}}, c={}, scout={"restart": {"policy": "no"}}), scene)
+
+
+def test_a_status_with_many_names_stays_short(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        status = bench.supervisor.status()
+        assert status.startswith("80 failed: a0 (resources), a1 (resources), ")
+        assert status.endswith(", a9 (resources) and 70 more")
+
+    play(config(**{f"a{n}": {"model": "broken", "restart": {"policy": "no"}} for n in range(80)}), scene)
+
+
+def test_ready_comes_although_somebody_is_always_starting_again(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        assert len(bench.sessions) == 12
+
+    loop = {"model": "crasher", "restart": {"delay_sec": 0, "limit_burst": 0}}
+    bench = play(config(**{f"a{n}": loop for n in range(12)}), scene)
+    assert bench.names()[-1] == ("supervisor_ready", "")
 
 
 def test_no_agents_is_a_status_too(play: Play) -> None:
