@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from forge_supervisor.agent import key_path
 from forge_supervisor.config import HarnessSettings
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.journal import printable
 from forge_supervisor.realm import Realm
 from forge_supervisor.units import DirectPlacement
 from forge_supervisor.worker.client import WorkerError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 async def check(config: Config) -> int:
     """Print every agent and all findings; return 1 if an enabled one could not be started, else 0."""
     for warning in config.warnings:
-        print(f"{warning.file}: {warning.key}: warning: {warning.text}")
+        _say(f"{warning.file}: {warning.key}: warning: {warning.text}")
     placement = DirectPlacement()
     realms = {
         user: Realm(user, placement, config.socket_name, _ignore)
@@ -46,18 +47,23 @@ async def _check_agent(agent: Agent, settings: HarnessSettings, realm: Realm) ->
         await realm.ask(FindServer(wait=False))
         prepared = await realm.ask(request)
     except LaunchError as error:
-        print(f"{head}\n  cannot be started: {_keyed(agent.name, error.problem.key, error.problem.text)}")
+        _say(f"{head}\n  cannot be started: {_keyed(agent.name, error.problem.key, error.problem.text)}")
         return False
     except WorkerError as error:
-        print(f"{head}\n  cannot be started: {error}")
+        _say(f"{head}\n  cannot be started: {error}")
         return False
-    print(head)
+    _say(head)
     if prepared.argv:
-        print(f"  in {prepared.cwd}: {shlex.join(prepared.argv)}")
+        _say(f"  in {prepared.cwd}: {shlex.join(prepared.argv)}")
     for finding in prepared.findings:
         kind = "cannot be started" if finding.fatal else "warning"
-        print(f"  {kind}: {_keyed(agent.name, finding.key, finding.text)}")
+        _say(f"  {kind}: {_keyed(agent.name, finding.key, finding.text)}")
     return not any(finding.fatal for finding in prepared.findings)
+
+
+def _say(line: str) -> None:
+    # It quotes what the agents' users and their programs say, and goes to root's terminal.
+    print(printable(line))
 
 
 def _keyed(agent: str, key: str, text: str) -> str:

@@ -98,13 +98,14 @@ def _stderr_is_journal() -> bool:
 
 def _printable(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Take out what would act on a terminal: sentences and fields hold what users and programs wrote."""
-    printable = {name: _strip(value) if isinstance(value, str) else value for name, value in entry.items()}
+    clean = {name: printable(value) if isinstance(value, str) else value for name, value in entry.items()}
     # Whatever logs without a sentence (logger.info("text")) has it as its event.
-    message = printable.pop("message", printable["event"])
-    return {"event": printable.pop("event"), "message": " ".join(message.splitlines()), **printable}
+    message = clean.pop("message", clean["event"])
+    return {"event": clean.pop("event"), "message": " ".join(message.splitlines()), **clean}
 
 
-def _strip(text: str) -> str:
+def printable(text: str) -> str:
+    """Take out what would act on a terminal; lines stay lines."""
     text = text.expandtabs()
     return "".join(char for char in text if char == "\n" or unicodedata.category(char) not in _UNPRINTABLE)
 

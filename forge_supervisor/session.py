@@ -194,8 +194,10 @@ class Session:
         return process
 
     async def _open(self, ticket: Ticket) -> Pidfd:
+        assert self._server is not None, "launched without a server"
+        request = Open(agent=self._agent.name, argv=list(ticket.argv), server=self._server.pid)
         try:
-            opened = await self._realm.ask(Open(agent=self._agent.name, argv=list(ticket.argv)))
+            opened = await self._realm.ask(request)
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
         self._pane, self._pid = opened.pane, opened.pid
@@ -223,7 +225,14 @@ class Session:
         return LaunchError("", f"the first process of its pane ended before it was told what to run ({exit_}){said}")
 
     async def _ask_collect(self) -> Collected:
-        request = Collect(agent=self._agent.name, pane=self._pane, pid=self._pid, invocation=self._invocation)
+        assert self._server is not None, "launched without a server"
+        request = Collect(
+            agent=self._agent.name,
+            pane=self._pane,
+            pid=self._pid,
+            invocation=self._invocation,
+            server=self._server.pid,
+        )
         try:
             return await self._realm.ask(request)
         except WorkerLostError:

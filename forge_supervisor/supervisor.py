@@ -147,7 +147,7 @@ class Supervisor:
         if realm is None or not realm.has_server:
             return
         try:
-            await realm.ask(Close(agent=agent.name))
+            await realm.ask(Close(agent=agent.name, server=(await realm.server()).pid))
         except WorkerError as error:
             self._emit(
                 events.AgentWarning(

@@ -193,6 +193,14 @@ class Terminal:
                     raise
             time.sleep(next(pauses))
 
+    def restore_socket(self, pid: int) -> None:
+        """Have server ``pid`` make its socket anew if somebody has removed it, or the directory."""
+        if self.server_pid() is not None:
+            return
+        self.socket_path.parent.mkdir(mode=0o700, exist_ok=True)
+        os.kill(pid, signal.SIGUSR1)  # tmux(1), option -L
+        self.wait_for_server(self._timeout)
+
     def configure(self) -> None:
         """Make sure that the server obeys our configuration: tmux takes a bad line, or another ``-f``, in silence."""
         if self._differences():

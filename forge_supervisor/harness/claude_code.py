@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 CREDENTIAL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
+MOST_READ_BYTES = 64 * 1024 * 1024
 MANAGED_SETTINGS = Path("/etc/claude-code/managed-settings.json")
 
 # A start then talks to nobody but the API: no self-update under a running agent, and no
@@ -71,6 +73,7 @@ class ClaudeCode:
             [program, "--version"],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=10,
             check=True,
             stdin=subprocess.DEVNULL,
@@ -159,9 +162,14 @@ def _login(env: Mapping[str, str], plan: LaunchPlan) -> Iterator[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read what the user may have put there: nothing that is no regular file (a FIFO blocks), and no end of it."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        # O_NONBLOCK: open(2) of a FIFO waits for a writer otherwise.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return {}
+            content = json.loads(file.read(MOST_READ_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import subprocess
@@ -64,6 +65,7 @@ class Actions:
                 case Collect():
                     return self._collect(request)
                 case Close():
+                    self._restore_socket(request.server)
                     self._terminal.kill(request.agent)
                     return Done()
         except TerminalError as error:
@@ -85,11 +87,13 @@ class Actions:
         return Swept(agents=swept)
 
     def _open(self, request: Open) -> Opened:
+        self._restore_socket(request.server)
         notes = self._terminal.close_leftover(request.agent)
         pane = self._terminal.open(request.agent, request.argv)
         return Opened(pane=pane.id, pid=pane.pid, notes=notes)
 
     def _collect(self, request: Collect) -> Collected:
+        self._restore_socket(request.server)
         exit_ = self._exit_of(request.pane, request.pid)
         screen = [] if exit_.lost else self._terminal.screen_tail(request.pane, SCREEN_LINES)
         cleared = self._clear(request.invocation, request.pid)
@@ -101,6 +105,12 @@ class Actions:
             killed=cleared.killed,
             left=cleared.left,
         )
+
+    def _restore_socket(self, server: int) -> None:
+        # Things in /tmp are removed, by cron jobs and by people. Who cannot be helped is told so by what comes next.
+        if processes.lives(server):
+            with contextlib.suppress(TerminalError, OSError):
+                self._terminal.restore_socket(server)
 
     def _exit_of(self, pane: str, pid: int) -> Exit:
         try:

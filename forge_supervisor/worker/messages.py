@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
     from forge_supervisor.config import Agent, HarnessSettings
@@ -17,9 +17,17 @@ if TYPE_CHECKING:
 LINE_LIMIT = 4 * 1024 * 1024
 """Bytes. A role may be long; a screen's tail and an environment are not."""
 
+
+
+def _presentable(text: object) -> object:
+    # The name of a file need not be UTF-8, and what a program says need not end.
+    return text.encode(errors="backslashreplace").decode()[:4096] if isinstance(text, str) else text
+
+
 Pid = Annotated[int, Field(gt=1, lt=2**22 + 1)]
 AgentName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,48}$")]
-Text = Annotated[str, Field(max_length=4096)]
+Text = Annotated[str, BeforeValidator(_presentable)]
+"""For people: as much of it as is fit to read, and never a reason to refuse the rest."""
 
 
 class Message(BaseModel):
@@ -115,6 +123,7 @@ class Open(Request[Opened]):
     answer = Opened
     timeout = 30.0
     kind: Literal["open"] = "open"
+    server: Pid
     agent: str
     argv: list[str]
 
@@ -137,6 +146,7 @@ class Collect(Request[Collected]):
     answer = Collected
     timeout = 30.0
     kind: Literal["collect"] = "collect"
+    server: Pid
     agent: str
     pane: str
     pid: Pid
@@ -149,6 +159,7 @@ class Close(Request[Done]):
     answer = Done
     timeout = 15.0
     kind: Literal["close"] = "close"
+    server: Pid
     agent: str
 
 

@@ -200,3 +200,15 @@ def test_an_ordinary_user_is_refused_others_agents(machine: Machine) -> None:
     done = machine.run(SUPERVISOR, "--config", "/home/plain/config.toml", user="plain", check=False)
     assert done.returncode == 78
     assert "agents.good.run_as: only root can run agents as other users" in done.stderr
+
+
+def test_what_programs_say_does_not_reach_roots_terminal_raw(machine: Machine) -> None:
+    machine.write("/home/team-bad/bin/tool", "#!/bin/sh\nprintf '\\033]0;title\\007\\033[31mred'\n", mode=0o755)
+    machine.write(
+        CONFIG,
+        '[harnesses.command]\nversion = "1"\n[agents.loud]\nrun_as = "team-bad"\nharness = "command"\n'
+        'command = ["/home/team-bad/bin/tool"]\n',
+    )
+    done = machine.run(SUPERVISOR, "--check")
+    assert "]0;title[31mred, and 1 was meant" in done.stdout
+    assert "\033" not in done.stdout

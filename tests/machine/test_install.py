@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 CONFIG = "/etc/forge-supervisor/config.toml"
 PRISTINE = "/opt/forge-supervisor/config.toml"
-OWN = '[agents.own]\nrun_as = "operator"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n'
+OWN = '[agents.own]\nrun_as = "holder"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n'
 PLACES = {
     "/opt/forge-supervisor",
     "/usr/local/bin/forge-supervisor",
@@ -54,15 +54,15 @@ def test_uninstall_undoes_install(machine: Machine) -> None:
 
 
 def test_the_operators_config_outlives_install_and_uninstall(machine: Machine) -> None:
-    machine.add_user("operator")
+    machine.add_user("holder")
     machine.run("rm", "-rf", "/etc/forge-supervisor/conf.d")
     machine.write(CONFIG, OWN)
     machine.run("systemctl", "start", "forge-supervisor")
-    assert list(machine.processes("operator").values()).count("/bin/sleep infinity ") == 1
+    assert list(machine.processes("holder").values()).count("/bin/sleep infinity ") == 1
     try:
         assert "kept /etc/forge-supervisor" in machine.dev("uninstall")
         assert present(machine) == {"/etc/forge-supervisor"}
-        assert machine.processes("operator") == {}
+        assert machine.processes("holder") == {}
     finally:
         machine.dev("install")
     assert machine.read(CONFIG) == OWN

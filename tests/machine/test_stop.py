@@ -81,3 +81,11 @@ def test_a_lost_tmux_server_costs_no_descriptor(stopper: Machine) -> None:
     assert max(descriptors[2:]) <= descriptors[1], descriptors
     lost = stopper.journal("EVENT=agent_exited", "AGENT=sleeper", "RESULT=lost")
     assert len(lost) >= 5
+
+
+def test_a_removed_tmux_socket_costs_no_exit_status(stopper: Machine) -> None:
+    stopper.run("systemctl", "start", UNIT)
+    uid = stopper.run("id", "-u", "stopper").stdout.strip()
+    stopper.run("rm", "-r", f"/tmp/tmux-{uid}")
+    exits = {entry["AGENT"]: entry for entry in stopped(stopper)}
+    assert exits["trapper"]["EXIT_CODE"] == "42"

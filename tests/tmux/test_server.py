@@ -153,6 +153,21 @@ def test_version(tmp_path: Path, text: str, version: tuple[int, int]) -> None:
     assert said.version() == version
 
 
+@pytest.mark.parametrize("removed", ["socket", "directory"])
+def test_a_socket_that_somebody_removed_is_made_anew(lab: Lab, removed: str) -> None:
+    server = lab.terminal.server_pid()
+    assert server is not None
+    pane = lab.sh("scout", "read x; exit 3")
+    lab.terminal.socket_path.unlink()
+    if removed == "directory":
+        lab.terminal.socket_path.parent.rmdir()
+    assert lab.terminal.server_pid() is None
+    lab.terminal.restore_socket(server)
+    assert lab.terminal.server_pid() == server
+    assert lab.terminal.panes() == [pane]
+    lab.terminal.restore_socket(server)  # nothing is amiss: nothing happens
+
+
 @pytest.mark.parametrize("text", ["tmux 3.1c", "tmux 3.2a", "tmux 2.9"])
 def test_tmux_too_old(tmp_path: Path, text: str) -> None:
     with pytest.raises(TerminalError) as caught:

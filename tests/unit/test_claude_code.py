@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from forge_supervisor.harness import LaunchPlan, Paths
 from forge_supervisor.harness.claude_code import EFFORTS, MANAGED_SETTINGS, ClaudeCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from forge_supervisor.harness import File, JsonSeed, Problem
 
@@ -232,6 +233,18 @@ class TestLogin:
         for broken in ("", '["primaryApiKey"]', "{}"):
             (paths.home / file).write_text(broken)
             assert len(preflight(paths)) == 1
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/tty")])
+    @pytest.mark.timeout(10)
+    def test_what_is_no_file_holds_nobody_up(self, paths: Paths, make: Callable[[Path], None]) -> None:
+        (paths.home / ".claude").mkdir()
+        make(paths.home / ".claude/.credentials.json")
+        assert len(preflight(paths)) == 1
+
+    def test_what_nests_without_end_is_no_login(self, paths: Paths) -> None:
+        (paths.home / ".claude").mkdir()
+        (paths.home / ".claude/.credentials.json").write_text("[" * 100_000)
+        assert len(preflight(paths)) == 1
 
     def test_the_operators_own_way_is_enough(
         self, paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -222,7 +222,7 @@ def test_control_characters_of_agents_and_users_never_get_out(
 
 @given(st.text())
 def test_what_is_left_is_printable_lines(text: str) -> None:
-    left = journal._strip(text)
+    left = journal.printable(text)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]", left)
     left.encode()
 

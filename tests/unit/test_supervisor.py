@@ -25,7 +25,7 @@ class FakeSession:
     def __init__(self, agent: Agent, _invocation: str, *, settings: HarnessSettings, **_: Any) -> None:
         self.agent = agent
         self.settings = settings
-        self.slowness = 50 if agent.model == "crasher" else 1
+        self.slowness = 50 + 5 * int(agent.name[1:]) if agent.model == "crasher" else 1
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def launch(self) -> int:
@@ -139,15 +139,16 @@ def test_a_status_with_many_names_stays_short(play: Play) -> None:
         assert status.startswith("80 failed: a0 (resources), a1 (resources), ")
         assert status.endswith(", a9 (resources) and 70 more")
 
-    play(config(**{f"a{n}": {"model": "broken", "restart": {"policy": "no"}} for n in range(80)}), scene)
+    broken: dict[str, Any] = {"model": "broken", "restart": {"policy": "no"}}
+    play(config(None, **{f"a{n}": broken for n in range(80)}), scene)
 
 
 def test_ready_comes_although_somebody_is_always_starting_again(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         assert len(bench.sessions) == 12
 
-    loop = {"model": "crasher", "restart": {"delay_sec": 0, "limit_burst": 0}}
-    bench = play(config(**{f"a{n}": loop for n in range(12)}), scene)
+    loop: dict[str, Any] = {"model": "crasher", "restart": {"delay_sec": 0, "limit_burst": 0}}
+    bench = play(config(None, **{f"a{n}": loop for n in range(12)}), scene)
     assert bench.names()[-1] == ("supervisor_ready", "")
 
 

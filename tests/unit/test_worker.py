@@ -21,6 +21,7 @@ from forge_supervisor.worker.messages import (
     Close,
     Collect,
     Collected,
+    Finding,
     FindServer,
     Prepare,
     Prepared,
@@ -157,7 +158,7 @@ def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch
 
 def test_a_worker_that_stops_reading_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Close, "timeout", 0.5)
-    (error,) = ask_scripted("time.sleep(1000)", Close(agent="x" * (8 << 20)))
+    (error,) = ask_scripted("time.sleep(1000)", Close(agent="x" * (8 << 20), server=2))
     assert isinstance(error, WorkerLostError)
 
 
@@ -242,11 +243,19 @@ def test_another_version_than_was_meant_is_a_warning(real_env: dict[str, str]) -
     assert "0.0 was meant" in finding.text
 
 
+def test_a_message_about_what_is_no_text_gets_through() -> None:
+    finding = Finding(key="run_as", text=os.fsdecode(b"/home/\xff is odd") + "!" * 9999, fatal=True)
+    assert finding.text.startswith("/home/\\udcff is odd!!")
+    assert len(finding.text) < 5000
+    assert Finding.model_validate_json(finding.model_dump_json()) == finding
+
+
 def test_without_a_server_an_exit_is_lost_and_not_success(real_env: dict[str, str]) -> None:
     async def scenario() -> tuple[ServerFound, Collected]:
         async with worker(DirectPlacement(), real_env) as running:
             found = await running.ask(FIND)
-            return found, await running.ask(Collect(agent="scout", pane="%0", pid=2**22, invocation="none"))
+            request = Collect(agent="scout", pane="%0", pid=2**22, invocation="none", server=2**22)
+            return found, await running.ask(request)
 
     found, collected = asyncio.run(scenario())
     assert found.pid is None
