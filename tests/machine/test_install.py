@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import booted
+
 if TYPE_CHECKING:
     from booted import Machine
 
@@ -66,3 +68,16 @@ def test_the_operators_config_outlives_install_and_uninstall(machine: Machine) -
     finally:
         machine.dev("install")
     assert machine.read(CONFIG) == OWN
+
+
+def test_what_is_not_ours_is_neither_written_over_nor_removed(machine: Machine) -> None:
+    machine.run("mv", "/opt/forge-supervisor", "/opt/away")
+    machine.write("/opt/forge-supervisor/precious", "mine\n")
+    try:
+        for verb in ("install", "uninstall"):
+            done = machine.run(booted.CHECKOUT / "dev", verb, check=False)
+            assert done.returncode == 1
+            assert "/opt/forge-supervisor is there and is not ours" in done.stderr
+        assert machine.read("/opt/forge-supervisor/precious") == "mine\n"
+    finally:
+        machine.run("sh", "-c", "rm -r /opt/forge-supervisor && mv /opt/away /opt/forge-supervisor")
