@@ -52,6 +52,8 @@ def run(arguments: Sequence[str]) -> int:
     except config.ConfigError as error:
         # For people, one line a problem; the journal gets the same by stderr.
         print(error, file=sys.stderr)
+        if not options.check:
+            _end_leftovers()
         return EX_CONFIG
     if options.check:
         return asyncio.run(check(loaded))
@@ -61,6 +63,16 @@ def run(arguments: Sequence[str]) -> int:
     except (UnusableRuntimeError, units.PlacementError, OSError) as error:
         print(error, file=sys.stderr)
         return EX_TEMPFAIL
+
+
+def _end_leftovers() -> None:
+    """End the agents of a supervisor that was killed: nobody is going to watch them."""
+
+    async def discard() -> None:
+        await units.detect().discard()
+
+    with contextlib.suppress(UnusableRuntimeError, units.PlacementError), only_one(runtime_directory()):
+        asyncio.run(discard())
 
 
 def load(path: Path) -> Config:

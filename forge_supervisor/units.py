@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from forge_supervisor.manager import Manager, ManagerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 _log = logging.getLogger(__name__)
 
-# Seconds: for a program to be executed, for what an earlier supervisor left, for the kernel to end what got SIGKILL,
-# and for what is left of a unit whose main process has ended.
+# Seconds: for a program to be executed; the same, when the supervisor's own stop may be what it waits for; for what an
+# earlier supervisor left; for the kernel to end what got SIGKILL; for what is left of a unit whose main process ended.
 _START_TIMEOUT = 20
+_LATE_START_TIMEOUT = 1.0
 _STALE_TIMEOUT = 5.0
 _KILL_TIMEOUT = 5.0
 _STOP_BACKSTOP = 10
@@ -129,11 +130,14 @@ class SystemdPlacement:
     def __init__(self, manager_path: str) -> None:
         self._manager_path = manager_path
         self._mode = "fail"
+        self._limits: set[asyncio.Timeout] = set()
 
     def stopping(self) -> None:
         # A unit that is ordered before the supervisor's is not started before that has stopped. Yet an exit status may
         # still have to be asked for, by a worker that has to be started for it.
         self._mode = "ignore-dependencies"
+        for limit in self._limits:
+            limit.reschedule(asyncio.get_running_loop().time() + _LATE_START_TIMEOUT)
 
     async def run(
         self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int | None = None
@@ -147,7 +151,7 @@ class SystemdPlacement:
                 properties = _properties(name, user, argv, env, manager.environment())
                 if stdin is not None:
                     properties[b"StandardInputFileDescriptor"] = stdin
-                async with asyncio.timeout(_START_TIMEOUT):
+                async with self._limit():
                     pid = await _start(manager, unit, argv[0], properties, self._mode)
                 return _SystemdProcess(pid, unit, manager.invocation(unit), self._manager_path)
         except ManagerError as error:
@@ -156,15 +160,31 @@ class SystemdPlacement:
             text = f"{unit} was not started within {_START_TIMEOUT} s (systemctl list-jobs tells what it waits for)"
             raise PlacementError(text) from None
 
+    @contextlib.asynccontextmanager
+    async def _limit(self) -> AsyncIterator[None]:
+        async with asyncio.timeout(_START_TIMEOUT) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
     async def discard(self) -> None:
         try:
             with Manager(self._manager_path) as manager:
                 # Workers first: they end with their supervisor anyway.
                 for name in ("worker", "tmux"):
                     for unit in manager.units(f"forge-{name}-*.service"):
-                        await self._discard(manager, unit)
+                        await self._try_to_discard(manager, unit)
         except ManagerError as error:
             raise PlacementError(f"what is left from an earlier supervisor cannot be ended: {error}") from error
+
+    async def _try_to_discard(self, manager: Manager, unit: str) -> None:
+        try:
+            await self._discard(manager, unit)
+        except ManagerError as error:
+            # Its user's agents will fail to start and say so; the others are not held up.
+            _log.error("%s cannot be ended: %s", unit, error)
 
     async def _discard(self, manager: Manager, unit: str) -> None:
         if left := manager.invocation(unit):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from forge_supervisor.worker.actions import ActionError, Actions, from_environment
 from forge_supervisor.worker.messages import LINE_LIMIT, AnswerLine, RequestLine, encode
 
-THREADS = 16
+THREADS = 64
 """At once; each mostly waits for a tmux client or a dying process."""
 
 

@@ -60,22 +60,26 @@ class Worker:
         if self.lost is not None:
             raise WorkerLostError(self.lost)
         identifier = next(self._ids)
+        line = encode(RequestLine(id=identifier, request=cast("AnyRequest", request)))
+        if len(line) >= LINE_LIMIT:
+            text = f"what is declared takes {len(line)} bytes, and {LINE_LIMIT} is the most (mind role and env)"
+            raise WorkerError(text)
         answer = self._pending[identifier] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(request.timeout):
-                self._writer.write(encode(RequestLine(id=identifier, request=cast("AnyRequest", request))))
+                self._writer.write(line)
                 await self._writer.drain()
-                line = await answer
+                reply = await answer
         except TimeoutError:
             await self._lose(f"it did not answer within {request.timeout:g} s")
             raise WorkerLostError(self.lost) from None
         except OSError as error:
             await self._lose(f"it cannot be reached ({error})")
             raise WorkerLostError(self.lost) from error
-        if line.error is not None:
-            raise WorkerError(line.error)
+        if reply.error is not None:
+            raise WorkerError(reply.error)
         try:
-            return cast("AnswerT", request.answer.model_validate(line.answer))
+            return cast("AnswerT", request.answer.model_validate(reply.answer))
         except ValidationError as error:
             await self._lose(f"it answered nonsense ({error.error_count()} faults)")
             raise WorkerLostError(self.lost) from error

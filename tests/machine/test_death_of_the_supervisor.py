@@ -51,3 +51,20 @@ def test_agents_of_a_user_that_has_left_the_config_end_too(machine: Machine) -> 
     assert machine.processes("leaver") == {}
     assert machine.processes("stayer")
     machine.run("systemctl", "stop", "forge-supervisor")
+
+
+def test_agents_end_even_if_the_config_has_broken_meanwhile(machine: Machine) -> None:
+    machine.run("useradd", "--create-home", "broken", check=False)
+    agent = '[agents.a]\nrun_as = "broken"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n'
+    machine.write("/etc/forge-supervisor/config.toml", agent)
+    machine.run("systemctl", "start", "forge-supervisor")
+    machine.write("/etc/forge-supervisor/config.toml", "broken = =")
+    begin = int(machine.run("date", "+%s%6N").stdout)
+    machine.run("systemctl", "kill", "--signal=KILL", "forge-supervisor")
+    # What PID 1 says when it gives up, systemd.exec(5) EXIT_CONFIG.
+    machine.wait_for(
+        "UNIT=forge-supervisor.service",
+        until=lambda e: int(e["__REALTIME_TIMESTAMP"]) > begin and e.get("EXIT_STATUS") == "78",
+    )
+    assert machine.processes("broken") == {}
+    machine.run("systemctl", "reset-failed", "forge-supervisor")

@@ -68,7 +68,7 @@ def test_a_lost_tmux_server_costs_no_descriptor(stopper: Machine) -> None:
     stopper.write("/etc/forge-supervisor/config.toml", config)
     stopper.run("systemctl", "start", UNIT)
     descriptors = []
-    for _ in range(5):
+    for _ in range(8):
         begin = int(stopper.run("date", "+%s%6N").stdout)
         stopper.run("tmux", "-L", "forge", "kill-server", user="stopper")
         stopper.wait_for(
@@ -78,9 +78,10 @@ def test_a_lost_tmux_server_costs_no_descriptor(stopper: Machine) -> None:
         )
         pid = stopper.property(UNIT, "MainPID")
         descriptors.append(len(list(Path(f"/proc/{stopper.leader}/root/proc/{pid}/fd").iterdir())))
-    assert max(descriptors[2:]) <= descriptors[1], descriptors
+    # One or two come and go: the other agent is starting, or has not yet been collected.
+    assert max(descriptors) <= min(descriptors) + 3, descriptors
     lost = stopper.journal("EVENT=agent_exited", "AGENT=sleeper", "RESULT=lost")
-    assert len(lost) >= 5
+    assert len(lost) >= 8
 
 
 def test_a_removed_tmux_socket_costs_no_exit_status(stopper: Machine) -> None:

@@ -158,8 +158,16 @@ def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch
 
 def test_a_worker_that_stops_reading_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Close, "timeout", 0.5)
-    (error,) = ask_scripted("time.sleep(1000)", Close(agent="x" * (8 << 20), server=2))
+    (error,) = ask_scripted("time.sleep(1000)", Close(agent="x" * (3 << 20), server=2))
     assert isinstance(error, WorkerLostError)
+
+
+def test_a_request_that_is_too_long_costs_nobody_the_worker() -> None:
+    script = "say(id=ask()['id'], answer={'pid': 5}); ask()"
+    error, answer = ask_scripted(script, Close(agent="x" * (5 << 20), server=2), FIND)
+    assert type(error) is WorkerError
+    assert "mind role and env" in str(error)
+    assert answer.pid == 5
 
 
 def test_no_program_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
