@@ -159,6 +159,7 @@ class Daemon:
         self._stop_reason = ""
         self._status = ""
         self._complaint = ""
+        self._at_terminal = os.isatty(2)
         self._supervisor: Supervisor | None = None
 
     async def run(self) -> int:
@@ -223,7 +224,14 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+
+    def _asked_to_reload(self) -> None:
+        # A terminal that is closed sends the same signal as systemctl reload does, and then is one no more.
+        if self._at_terminal and not os.isatty(2):
+            self._asked_to_stop(signal.SIGHUP)
+        else:
+            self._reload.set()
 
     def _asked_to_stop(self, number: signal.Signals) -> None:
         if self._stop.is_set() and self._supervisor is not None:

@@ -154,6 +154,29 @@ def test_a_second_signal_stops_waiting(machine: Machine, pet: str) -> None:
     assert machine.processes(pet) == {}
 
 
+AT_A_TERMINAL = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+seen = b""
+while b"ready: " not in seen:
+    seen += os.read(terminal, 65536)
+os.kill(child, 1)
+while b"configuration reloaded" not in seen:
+    seen += os.read(terminal, 65536)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_closed_terminal_stops_it_and_a_mere_hangup_signal_does_not(machine: Machine, pet: str) -> None:
+    machine.write("/etc/forge-supervisor/direct.toml", agents(pet))
+    supervisor = (*WITHOUT_SYSTEMD, SUPERVISOR, "--config", "/etc/forge-supervisor/direct.toml")
+    machine.run("/usr/bin/python3", "-c", AT_A_TERMINAL, *supervisor)
+    assert machine.processes(pet) == {}
+
+
 def test_an_ordinary_user_without_systemd(machine: Machine, pet: str) -> None:
     with foreground(machine, user=pet, config=agents(pet).replace(f'run_as = "{pet}"', "")) as supervisor:
         supervisor.wait_for("supervisor_ready")

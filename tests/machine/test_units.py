@@ -10,7 +10,7 @@ from placement_cases import CASES, SYSTEMD_CASES
 if TYPE_CHECKING:
     from booted import Machine
 
-PYTHON = {"PYTHONPATH": f"{booted.CHECKOUT}:{booted.CHECKOUT}/tests"}
+PYTHON = {"PYTHONPATH": booted.MODULES}
 SECRET = "PLACEMENT_SECRET"  # noqa: S105
 SUPERVISOR = f"""
 [Service]
