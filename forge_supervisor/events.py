@@ -130,7 +130,9 @@ class AgentFailed(AgentEvent):
     limit_interval_sec: float
 
     def sentence(self) -> str:
-        sentence = f"{self.agent} failed with result {self.result}"
+        # It may have ended well every time, only too often.
+        result = f" with result {self.result}" if self.result != Result.SUCCESS else ""
+        sentence = f"{self.agent} failed{result}"
         if not self.start_limit_hit:
             return sentence
         limit = f"{self.limit_burst} starts in {duration(self.limit_interval_sec)}"

@@ -152,6 +152,14 @@ def test_ready_comes_although_somebody_is_always_starting_again(play: Play) -> N
     assert bench.names()[-1] == ("supervisor_ready", "")
 
 
+def test_who_ended_well_too_often_is_no_success(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["a"][0].end(Exit(code=0))
+        await bench.until("1 failed: a (start limit hit)")
+
+    play(config(a={"restart": {"policy": "always", "delay_sec": 0, "limit_burst": 1}}), scene)
+
+
 def test_no_agents_is_a_status_too(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         assert bench.supervisor.status() == "no agents"
