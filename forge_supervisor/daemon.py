@@ -50,9 +50,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         loaded = load(options.config)
     except config.ConfigError as error:
-        # For people, one line a problem; the journal gets the same by stderr.
-        print(error, file=sys.stderr)
-        if not options.check:
+        if options.check:
+            print(error, file=sys.stderr)
+        else:
+            for problem in error.problems:
+                journal.log(events.ConfigError(file=problem.file, key=problem.key, problem=problem.text))
             _end_leftovers()
         return EX_CONFIG
     if options.check:
@@ -139,9 +141,13 @@ def only_one(directory: Path) -> Iterator[Path]:
         raise UnusableRuntimeError(f"the runtime directory {directory} cannot be used: {error}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
         yield directory
     except BlockingIOError:
-        raise UnusableRuntimeError(f"another forge-supervisor is running (it holds {directory}/lock)") from None
+        holder = os.read(lock, 20).decode(errors="replace")
+        text = f"another forge-supervisor is running (pid {holder} holds {directory}/lock)"
+        raise UnusableRuntimeError(text) from None
     finally:
         os.close(lock)
 

@@ -191,6 +191,21 @@ class ConfigWarning(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigError(Event):
+    """The supervisor does not start because of it."""
+
+    name = "config_error"
+    _level = "error"
+
+    file: str
+    key: str
+    problem: str
+
+    def sentence(self) -> str:
+        return _keyed(self.file, _keyed(self.key, self.problem))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorReady(Event):
     """Every enabled agent was started or has failed to; `running` and `failed` count them."""
 

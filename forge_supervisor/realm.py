@@ -58,11 +58,13 @@ class Realm:
         return self._user
 
     @property
-    def has_server(self) -> bool:
-        return self._server is not None and not self._server.dead
+    def server_pid(self) -> int | None:
+        """The tmux server that there is; None if there is none."""
+        return None if self._server is None or self._server.dead else self._server.pid
 
     async def server(self) -> Pidfd:
-        """Make sure of the tmux server, and return it. Raises LaunchError."""
+        """Make sure of the user and the tmux server, and return that. Raises LaunchError."""
+        self._look_again()
         async with self._starting_server:
             if self._server is None or self._server.dead:
                 try:
@@ -74,6 +76,19 @@ class Realm:
                 self._server = server
                 self._watching = asyncio.create_task(self._watch(server))
             return self._server
+
+    def _look_again(self) -> None:
+        """See whether the user is still the one that worker and tmux server run as."""
+        known, self._user = self._user, None
+        try:
+            now = self.user
+        except LaunchError:
+            self._user = known
+            raise
+        if known is not None and now.uid != known.uid:
+            self._user = known
+            text = f'"{self._name}" had uid {known.uid} and has {now.uid} now (restart the supervisor)'
+            raise LaunchError("run_as", text)
 
     async def ask(self, request: Request[AnswerT]) -> AnswerT:
         """Ask the worker, a new one if need be. Raises WorkerError, or LaunchError if there is no such user."""

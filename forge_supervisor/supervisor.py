@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from forge_supervisor import events, harness
 from forge_supervisor.agent import AT_REST, Lifecycle, State
 from forge_supervisor.config import HarnessSettings
+from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Result
 from forge_supervisor.realm import Realm
 from forge_supervisor.session import Session, SessionRunner
@@ -144,11 +145,11 @@ class Supervisor:
 
     async def _close_session(self, agent: Agent) -> None:
         realm = self._realms.get(agent.run_as)
-        if realm is None or not realm.has_server:
+        if realm is None or realm.server_pid is None:
             return
         try:
-            await realm.ask(Close(agent=agent.name, server=(await realm.server()).pid))
-        except WorkerError as error:
+            await realm.ask(Close(agent=agent.name, server=realm.server_pid))
+        except (WorkerError, LaunchError) as error:
             self._emit(
                 events.AgentWarning(
                     agent=agent.name, run_as=agent.run_as, key="", problem=f"its session stays behind: {error}"

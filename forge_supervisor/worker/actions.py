@@ -162,6 +162,8 @@ class _Preparation:
             raise _FatalError("harness", str(error)) from error
         if write:
             self._build(plan)
+        else:
+            self._check_writable()
         self._check_cwd(plan, missing_ok=not write)
         self._note(program.preflight(self._agent, plan, self._paths))
         self._check_version(program, plan)
@@ -174,6 +176,12 @@ class _Preparation:
         except workspace.WorkspaceError as error:
             raise _FatalError("run_as", str(error)) from error
         self._findings += [Finding(key="", text=text, fatal=False) for text in warnings]
+
+    def _check_writable(self) -> None:
+        there = next(path for path in (self._paths.state, *self._paths.state.parents) if path.exists())
+        # access(2) tells of a read-only file system too.
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _FatalError("run_as", f"{there} cannot be written by {self._agent.run_as} (chown or remount it)")
 
     def _check_cwd(self, plan: LaunchPlan, *, missing_ok: bool) -> None:
         # tmux falls back to another directory in silence, and exec's errno would not name the key.

@@ -33,6 +33,7 @@ def refused(machine: Machine, config: str = CONFIG) -> str:
         done = machine.run(SUPERVISOR, "--config", config, *arguments, check=False)
         assert done.returncode == 78, done.stderr
         assert done.stdout == ""
+        assert config in done.stderr
     return done.stderr
 
 
@@ -138,6 +139,11 @@ def test_each_agent_fails_by_itself(machine: Machine) -> None:
         problems = {name: problem_of(machine, name) for name in agents}
         status = machine.property("forge-supervisor", "StatusText")
         assert "sleep infinity" in "".join(machine.processes("team-bad").values())
+        checked = machine.run(SUPERVISOR, "--check", check=False)
+    machine.run("sh", "-c", "rm -r ~linker/.local/state/forge")
+    assert {name for name in agents if f"{name}: " in checked.stdout and "cannot be started" in checked.stdout}
+    assert checked.returncode == 1
+    assert "/home/readonly/.local cannot be written by readonly" in checked.stdout
     assert 'agents.nobody.run_as: no such user "nosuchuser" (create it: useradd -m nosuchuser)' in problems["nobody"]
     assert "claude was not found on /home/team-bad/.local/bin:" in problems["noclaude"]
     assert "agents.nocommand." in problems["nocommand"]
@@ -194,6 +200,23 @@ def test_only_one_supervisor(machine: Machine) -> None:
         assert "sleep infinity" in "".join(machine.processes("team-bad").values())
 
 
+def test_a_service_does_not_start_beside_one_in_the_foreground(machine: Machine) -> None:
+    machine.write("/etc/forge-supervisor/other.toml", GOOD.replace("agents.good", "agents.other"))
+    other = (SUPERVISOR, "--config", "/etc/forge-supervisor/other.toml")
+    machine.run("systemd-run", "--unit=other", "--service-type=notify", *other)
+    machine.write(CONFIG, GOOD)
+    try:
+        assert machine.run("systemctl", "start", "forge-supervisor", check=False).returncode != 0
+        machine.run("systemctl", "stop", "forge-supervisor")
+        assert machine.property("forge-supervisor", "ExecMainStatus") == "75"
+        machine.run("pkill", "-KILL", "-u", "team-bad", "sleep")
+        restarted = machine.wait_for("EVENT=agent_started", "AGENT=other", "N_RESTARTS=1", until=bool)
+        assert int(restarted["PID"]) in machine.processes("team-bad")
+    finally:
+        machine.run("systemctl", "stop", "other")
+        machine.run("systemctl", "reset-failed", "forge-supervisor", check=False)
+
+
 def test_an_ordinary_user_is_refused_others_agents(machine: Machine) -> None:
     machine.add_user("plain")
     machine.write("/home/plain/config.toml", GOOD, owner="plain")
@@ -212,3 +235,23 @@ def test_what_programs_say_does_not_reach_roots_terminal_raw(machine: Machine) -
     done = machine.run(SUPERVISOR, "--check")
     assert "]0;title[31mred, and 1 was meant" in done.stdout
     assert "\033" not in done.stdout
+
+
+def test_a_user_that_is_removed_or_renumbered_while_its_agent_runs(machine: Machine) -> None:
+    machine.add_user("fleeting")
+    agent = '[agents.fleeting]\nrun_as = "fleeting"\nharness = "command"\ncommand = ["/bin/sleep", "77777"]\n'
+    with running(machine, agent + "restart = {delay_sec = 0.1, limit_burst = 0}\n"):
+        (pid,) = (pid for pid, line in machine.processes("fleeting").items() if "77777" in line)
+        before = machine.read("/etc/passwd")
+        for change, said in (
+            ("s/^fleeting:.*//", 'no such user "fleeting"'),
+            ("s/^fleeting:x:[0-9]*:/fleeting:x:54321:/", "and has 54321 now (restart the supervisor)"),
+        ):
+            machine.write("/etc/passwd", before)
+            machine.run("sed", "-i", change, "/etc/passwd")
+            machine.run("sh", "-c", f"kill -9 {pid} 2>/dev/null; true")
+            machine.wait_for(
+                "EVENT=agent_start_failed", "AGENT=fleeting", until=lambda e, said=said: said in e["PROBLEM"]  # type: ignore[misc]
+            )
+        machine.write("/etc/passwd", before)
+        machine.wait_for("EVENT=agent_started", "AGENT=fleeting", until=lambda e: int(e["PID"]) != pid)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor import __version__, daemon
+from forge_supervisor import __version__, daemon, units
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,18 +32,43 @@ def test_schema_is_what_editors_read(capsys: pytest.CaptureFixture[str]) -> None
     assert "agents" in schema["properties"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--check"], ["--log-format", "json"]])
-def test_a_broken_config_is_exit_code_78_with_one_line_a_problem(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
     config = tmp_path / "config.toml"
     config.write_text("colour = 1\n[defaults]\nrun_as = 'x'\n[agents.UPPER]\n")
     config.chmod(0o600)
-    assert daemon.run(["--config", str(config), *arguments]) == 78
+    return config
+
+
+def test_check_tells_every_problem_in_a_line(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert daemon.run(["--config", str(broken), "--check"]) == 78
     said = capsys.readouterr()
     assert said.out == ""
-    own = [line for line in said.err.splitlines() if line.startswith(f"{config}: ")]
-    assert {line.split(": ")[1] for line in own} >= {"colour", "agents.UPPER"}
+    keys = [line.removeprefix(f"{broken}: ").split(": ")[0] for line in said.err.splitlines()]
+    assert set(keys) >= {"colour", "agents.UPPER"}
+
+
+@pytest.fixture
+def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keeps the tests from a supervisor that runs on this machine; what would be ended is noted."""
+    asked: list[str] = []
+
+    class Nowhere(units.DirectPlacement):
+        async def discard(self) -> None:
+            asked.append("discard")
+
+    monkeypatch.setattr(units, "detect", Nowhere)
+    return asked
+
+
+def test_a_broken_config_is_an_event_a_problem_and_exit_code_78(
+    broken: Path, capfd: pytest.CaptureFixture[str], no_leftovers: list[str]
+) -> None:
+    assert daemon.run(["--config", str(broken), "--log-format", "json"]) == 78
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {(line["event"], line["level"], line["file"]) for line in told} == {("config_error", "error", str(broken))}
+    assert {line["key"] for line in told} >= {"colour", "agents.UPPER"}
+    assert no_leftovers == ["discard"]
 
 
 def test_settings_of_a_harness_that_is_not_there_are_warned_of(tmp_path: Path) -> None:
@@ -82,7 +107,7 @@ def test_a_second_supervisor_is_refused_while_the_first_runs(tmp_path: Path) -> 
     with daemon.only_one(tmp_path / "run") as directory:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o755
         with (
-            pytest.raises(daemon.UnusableRuntimeError, match="another forge-supervisor is running"),
+            pytest.raises(daemon.UnusableRuntimeError, match=f"another forge-supervisor is running .pid {os.getpid()} holds"),
             daemon.only_one(tmp_path / "run"),
         ):
             pass

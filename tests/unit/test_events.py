@@ -97,6 +97,12 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         "scout left processes behind: 2 terminated, 1 killed",
     ),
     (
+        events.ConfigError(file="/etc/x.toml", key="colour", problem="unknown key"),
+        "config_error",
+        "error",
+        "/etc/x.toml: colour: unknown key",
+    ),
+    (
         events.ConfigWarning(file="/etc/x.toml", key="agents.scout.run_as", problem="team is in group sudo"),
         "config_warning",
         "warning",
@@ -171,6 +177,7 @@ def test_fields_are_an_interface() -> None:
         "agent_warning": agent | {"key", "problem"},
         "leftovers_cleared": agent | {"terminated", "killed"},
         "config_warning": {"file", "key", "problem"},
+        "config_error": {"file", "key", "problem"},
         "supervisor_ready": {"running", "failed"},
         "supervisor_reloaded": {"agents"},
         "supervisor_reload_failed": {"problem"},
