@@ -104,10 +104,11 @@ def test_the_runtime_directory_is_where_the_unit_would_put_it(monkeypatch: pytes
 
 
 def test_a_second_supervisor_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    told = f"another forge-supervisor is running .pid {os.getpid()} holds"
     with daemon.only_one(tmp_path / "run") as directory:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o755
         with (
-            pytest.raises(daemon.UnusableRuntimeError, match=f"another forge-supervisor is running .pid {os.getpid()} holds"),
+            pytest.raises(daemon.UnusableRuntimeError, match=told),
             daemon.only_one(tmp_path / "run"),
         ):
             pass
