@@ -20,6 +20,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from forge_supervisor import events
+from forge_supervisor.config_files import key_path
 from forge_supervisor.policy import Exit, RateLimit, Result, restart_delay, result_of, should_restart
 
 if TYPE_CHECKING:
@@ -81,11 +82,6 @@ class Runner(Protocol):
     def kill(self) -> None:
         """Send SIGKILL to the main process, if it lives; `exited` then follows in bounded time."""
         ...
-
-
-def key_path(agent: str, key: str) -> str:
-    """Complete a problem's key, which is one of the agent's, one of its harness's, or none."""
-    return key if not key or key.startswith("harnesses.") else f"agents.{agent}.{key}"
 
 
 class Lifecycle:

@@ -1,69 +1,172 @@
-"""``forge-supervisor --check``: what would run, and what would keep it from running, without starting or writing it."""
+"""What would run, without starting or writing it: ``--check`` of all agents, ``explain`` and ``shell`` of one."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
 import shlex
+import sys
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from forge_supervisor.agent import key_path
-from forge_supervisor.config import HarnessSettings
+from forge_supervisor import realm, shell
+from forge_supervisor.config_files import key_path
+from forge_supervisor.declared import Declared, prepare
+from forge_supervisor.explain import Explanation
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.journal import printable
 from forge_supervisor.realm import Realm
+from forge_supervisor.secrets import masked, parts
 from forge_supervisor.units import DirectPlacement
 from forge_supervisor.worker.client import WorkerError
-from forge_supervisor.worker.messages import FindServer, Prepare
+from forge_supervisor.worker.messages import FindServer
 
 if TYPE_CHECKING:
-    from forge_supervisor.config import Agent, Config
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from forge_supervisor.config import Config
     from forge_supervisor.events import Event
+    from forge_supervisor.units import User
+
+NO_SUCH_AGENT = 4
+"""As systemctl's exit code for a unit that there is not."""
 
 
 async def check(config: Config) -> int:
     """Print every agent and all findings; return 1 if an enabled one could not be started, else 0."""
     for warning in config.warnings:
         _say(f"{warning.file}: {warning.key}: warning: {warning.text}")
-    placement = DirectPlacement()
-    realms = {
-        user: Realm(user, placement, config.socket_name, _ignore)
-        for user in {agent.run_as for agent in config.agents.values()}
-    }
     good = True
-    try:
+    async with _realms(config) as realm_of:
         for agent in config.agents.values():
-            settings = config.harnesses.get(agent.harness, HarnessSettings())
-            good &= await _check_agent(agent, settings, realms[agent.run_as]) or not agent.enabled
-    finally:
-        await asyncio.gather(*(realm.close() for realm in realms.values()))
-        await placement.close()
+            good &= await _check_agent(Declared.of(agent, config), realm_of(agent.run_as)) or not agent.enabled
     return 0 if good else 1
 
 
-async def _check_agent(agent: Agent, settings: HarnessSettings, realm: Realm) -> bool:
-    head = f"{agent.name}: {agent.harness} as {agent.run_as}" + ("" if agent.enabled else ", disabled")
-    request = Prepare.of(agent, settings, dry_run=True)
+async def explain(config: Config, name: str, *, as_json: bool) -> int:
+    """Print how that agent is started; return 1 if it could not be, 4 if there is none, else 0."""
+    if not _is_declared(config, name):
+        return NO_SUCH_AGENT
+    declared = Declared.of(config.agents[name], config)
+    async with _realms(config) as realm_of:
+        users = realm_of(declared.agent.run_as)
+        try:
+            preparation = await prepare(users, declared, dry_run=True)
+        except (LaunchError, WorkerError) as error:
+            _complain(f"{name} cannot be started: {_reason(name, error)}")
+            return 1
+        explanation = Explanation(config, declared, users.user, preparation)
+    if as_json:
+        print(json.dumps(explanation.as_json(), indent=2))
+    else:
+        for line in explanation.lines():
+            _say(line)
+    return 0 if preparation.prepared.argv else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where an agent works, and with what environment."""
+
+    user: User
+    cwd: str
+    env: Mapping[str, str] = field(repr=False)
+
+
+async def seat(config: Config, name: str) -> Seat | int:
+    """Find an agent's seat, for a shell of an operator's; or the exit code, where what is wrong has been printed."""
+    if not _is_declared(config, name):
+        return NO_SUCH_AGENT
+    declared = Declared.of(config.agents[name], config)
+    async with _realms(config) as realm_of:
+        users = realm_of(declared.agent.run_as)
+        try:
+            preparation = await prepare(users, declared, dry_run=True)
+        except (LaunchError, WorkerError) as error:
+            _complain(f"{name} cannot be started: {_reason(name, error)}")
+            return 1
+        user = users.user
+    prepared = preparation.prepared
+    for finding in prepared.findings:
+        _complain(f"{'error' if finding.fatal else 'warning'}: {_keyed(name, finding.key, finding.text)}")
+    if not prepared.argv:
+        return 1
+    env = realm.agent_environment(user, declared.agent, prepared.env, preparation.secrets, "")
+    # A process with a session's id is one of the session's, and ends with it.
+    del env["INVOCATION_ID"]
+    return Seat(user, prepared.cwd, env)
+
+
+def enter(at: Seat, argv: Sequence[str]) -> int:
+    """Run a shell, or `argv`, in that seat, and return its exit code."""
     try:
-        await realm.ask(FindServer(wait=False))
-        prepared = await realm.ask(request)
-    except LaunchError as error:
-        _say(f"{head}\n  cannot be started: {_keyed(agent.name, error.problem.key, error.problem.text)}")
+        return shell.run(at.user, argv, at.cwd, at.env)
+    except OSError as error:
+        text = f"{error.filename or at.cwd}: {error.strerror}"
+        _complain(text if os.path.lexists(at.cwd) else f"{text} (an agent's directory is made by its first start)")
+        return 1
+
+
+@contextlib.asynccontextmanager
+async def _realms(config: Config) -> AsyncIterator[Callable[[str], Realm]]:
+    """Give workers of our own, which end with us."""
+    placement = DirectPlacement()
+    realms: dict[str, Realm] = {}
+
+    def realm_of(user: str) -> Realm:
+        if user not in realms:
+            realms[user] = Realm(user, placement, config.socket_name, _ignore)
+        return realms[user]
+
+    try:
+        yield realm_of
+    finally:
+        await asyncio.gather(*(opened.close() for opened in realms.values()))
+        await placement.close()
+
+
+async def _check_agent(declared: Declared, users: Realm) -> bool:
+    agent = declared.agent
+    head = f"{agent.name}: {agent.harness} as {agent.run_as}" + ("" if agent.enabled else ", disabled")
+    try:
+        await users.ask(FindServer(wait=False))
+        preparation = await prepare(users, declared, dry_run=True)
+    except (LaunchError, WorkerError) as error:
+        _say(f"{head}\n  cannot be started: {_reason(agent.name, error)}")
         return False
-    except WorkerError as error:
-        _say(f"{head}\n  cannot be started: {error}")
-        return False
+    prepared, secret = preparation.prepared, parts(preparation.secrets.values())
     _say(head)
     if prepared.argv:
-        _say(f"  in {prepared.cwd}: {shlex.join(prepared.argv)}")
+        _say(masked(f"  in {prepared.cwd}: {shlex.join(prepared.argv)}", secret))
     for finding in prepared.findings:
         kind = "cannot be started" if finding.fatal else "warning"
-        _say(f"  {kind}: {_keyed(agent.name, finding.key, finding.text)}")
+        _say(masked(f"  {kind}: {_keyed(agent.name, finding.key, finding.text)}", secret))
     return not any(finding.fatal for finding in prepared.findings)
+
+
+def _is_declared(config: Config, name: str) -> bool:
+    if name in config.agents:
+        return True
+    close = get_close_matches(name, config.agents, n=1)
+    hint = f'did you mean "{close[0]}"?' if close else f"declared: {', '.join(config.agents) or 'none'}"
+    _complain(f'there is no agent "{name}" ({hint})')
+    return False
+
+
+def _reason(agent: str, error: LaunchError | WorkerError) -> str:
+    return _keyed(agent, error.problem.key, error.problem.text) if isinstance(error, LaunchError) else str(error)
 
 
 def _say(line: str) -> None:
     # It quotes what the agents' users and their programs say, and goes to root's terminal.
     print(printable(line))
+
+
+def _complain(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _keyed(agent: str, key: str, text: str) -> str:

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from forge_supervisor.config_files import ConfigError as ConfigError  # noqa: PLC0414 - part of what load() is
-from forge_supervisor.config_files import Keys, Merged, Table, dotted, merge, read
+from forge_supervisor.config_files import Keys, Merged, Table, dotted, key_path, merge, read
 from forge_supervisor.config_files import Problem as Problem  # noqa: PLC0414 - part of what load() is
+from forge_supervisor.config_library import Library as Library  # noqa: PLC0414 - part of a Config
+from forge_supervisor.config_library import shared_bots, unknown_references
+from forge_supervisor.config_sentences import told
 from forge_supervisor.config_values import (
-    SENTENCES,
+    NO_OTHERS,
     AgentName,
     Argv,
     Duration,
     Interval,
+    LibraryName,
     Limit,
+    Model,
+    Names,
     Place,
+    Places,
     Program,
     SearchPath,
+    SecretFile,
     SocketName,
     Statuses,
     Text,
+    Texts,
     Timeout,
     UserName,
     VariableName,
+    WordList,
     Words,
 )
 from forge_supervisor.config_values import ExitStatuses as ExitStatuses  # noqa: PLC0414 - the type of three keys
@@ -39,23 +49,19 @@ from forge_supervisor.config_values import ExitStatuses as ExitStatuses  # noqa:
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails, core_schema
 
+Inheritable = Literal[
+    "auto-memory",
+    "bundled-skills",
+    "claude-ai-connectors",
+    "parent-instructions",
+    "user-instructions",
+    "user-settings",
+    "user-skills",
+]
 Policy = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog"]
 
-_NO_OTHERS: dict[str, JsonValue] = {"additionalProperties": False}
 
-
-class _Model(BaseModel):
-    # strict: "yes" is no boolean, 5.0 no count. No value in pydantic's own messages: it might be a secret.
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class Restart(_Model):
+class Restart(Model):
     """When the agent is started again. Names and meanings are those of systemd.service(5) and systemd.unit(5)."""
 
     policy: Policy = "on-failure"
@@ -78,7 +84,21 @@ class Restart(_Model):
     """Exit codes and signals after which there is a restart, whatever the policy (RestartForceExitStatus=)."""
 
 
-class AgentTable(_Model):
+class Permissions(Model):
+    """Which tools an agent may use. Rules are the harness's: "Bash(git *)", "Edit", "mcp__tracker__search"."""
+
+    allow: WordList = ()
+    """Rules for what it may do without being asked."""
+    deny: WordList = ()
+    """Rules for what it may never do, skip_prompts or not."""
+    skip_prompts: bool = True
+    """Whether it may do all that is not denied, without being asked."""
+    unlisted: Literal["refuse", "ask"] = "refuse"
+    """Without skip_prompts, what becomes of what no rule allows: it is refused, or the agent asks at its terminal and
+    waits for an answer."""
+
+
+class AgentTable(Model):
     """An agent as the files may have it; in [defaults], what all agents have in common."""
 
     role: Words | None = None
@@ -91,8 +111,28 @@ class AgentTable(_Model):
     """The model, by an alias or a full name that the harness knows (unset: the harness's own choice)."""
     effort: Words = "max"
     """How hard the model thinks: "low", "medium", "high", "xhigh" or "max"."""
-    env: dict[VariableName, Text] = Field(default_factory=dict, repr=False, json_schema_extra=_NO_OTHERS)
+    env: dict[VariableName, Text] = Field(default_factory=dict, repr=False, json_schema_extra=NO_OTHERS)
     """Environment variables of the agent. Agents of one user can read each other's."""
+    secrets: dict[VariableName, SecretFile] = Field(default_factory=dict, json_schema_extra=NO_OTHERS)
+    """Environment variable to the file that holds its value, which is never written elsewhere."""
+    skills: Names = ()
+    """What it has of [skills]."""
+    plugins: Names = ()
+    """What it has of [plugins]."""
+    mcp_servers: Names = ()
+    """What it has of [mcp_servers]."""
+    discord_bot: LibraryName | None = None
+    """The one of [discord.bots] as which it answers on Discord."""
+    allowed_tools: WordList = ()
+    """Tools that it may use without being asked, as permissions.allow."""
+    permissions: Permissions = Field(default_factory=Permissions)
+    """What it may do."""
+    add_dirs: Places = ()
+    """Directories beside its own that it works in. ~/ is the agent's home."""
+    extra_args: Texts = ()
+    """Further arguments for the harness. Every user of the machine can read them (ps): no place for a secret."""
+    inherit: Annotated[tuple[Inheritable, ...], Field(strict=False)] = ()
+    """What it takes over from its Linux user and from the harness, all of which is kept from it otherwise."""
     enabled: bool = True
     """Whether the agent is started together with the supervisor."""
     restart: Restart = Field(default_factory=Restart)
@@ -114,7 +154,7 @@ class Agent(AgentTable):
     run_as: UserName
 
 
-class HarnessSettings(_Model):
+class HarnessSettings(Model):
     """Where a harness's program is, and which version of it was meant."""
 
     binary: Program | None = None
@@ -123,7 +163,7 @@ class HarnessSettings(_Model):
     """The version that this configuration was made for; another one is a warning."""
 
 
-class File(_Model):
+class File(Library):
     """One file: config.toml, or a drop-in beside it, conf.d/*.toml."""
 
     model_config = ConfigDict(title="forge-supervisor: config.toml")
@@ -132,7 +172,7 @@ class File(_Model):
     """The name of each user's tmux socket: tmux -L <socket_name>."""
     defaults: AgentTable = Field(default_factory=AgentTable)
     """Keys for all agents. An agent's own win; tables (restart, env) are merged key by key."""
-    agents: dict[AgentName, AgentTable] = Field(default_factory=dict, json_schema_extra=_NO_OTHERS)
+    agents: dict[AgentName, AgentTable] = Field(default_factory=dict, json_schema_extra=NO_OTHERS)
     """The agents, by name: a-z, 0-9 and "-", at most 48 characters. An agent stands in one file only."""
     harnesses: dict[Words, HarnessSettings] = Field(default_factory=dict)
     """Settings for all agents of a harness, by the harness's name."""
@@ -145,11 +185,23 @@ class Config:
     socket_name: str = "forge"
     agents: dict[str, Agent] = field(default_factory=dict)
     harnesses: dict[str, HarnessSettings] = field(default_factory=dict)
+    library: Library = field(default_factory=Library)
     warnings: tuple[Problem, ...] = ()
+    said: Merged = field(default_factory=lambda: Merged({}, {}, ()), repr=False, compare=False)
+
+    def origin(self, agent: str, key: str) -> tuple[str, str]:
+        """Name the full key of one of the agent's keys or of the library's, and the file that says it ("" if none)."""
+        full, file = _origin(key, agent, self.said)
+        return full, file if _has(self.said.table, tuple(full.split("."))) else ""
+
+    def settings(self, agent: Agent) -> HarnessSettings:
+        """What is said of the agent's harness."""
+        return self.harnesses.get(agent.harness, HarnessSettings())
 
 
-Check = Callable[[Agent, frozenset[str]], Iterable[Problem]]
-"""Given an agent and the keys of its own table (not those it has from [defaults]), yields problems.
+Check = Callable[[Agent, frozenset[str], Library], Iterable[Problem]]
+"""Given an agent, the keys of its own table (not those it has from [defaults]) and what it has been granted of the
+library, yields problems.
 
 Their `key` is relative to the agent's table, their `file` empty.
 """
@@ -175,14 +227,22 @@ def load(path: str | os.PathLike[str], *, uid: int | None = None, check: Check |
         problems += _shape_problems(document, file, uid)
     merged = merge(documents)
     problems += merged.problems
-    agents, found = ({}, []) if unread else _agents(merged, usual, uid, check)
+    library = _library(merged.table)
+    agents, found = ({}, []) if unread else _agents(merged, usual, library, uid, check)
     problems += found
     if fatal := [problem for problem in problems if problem.fatal]:
         raise ConfigError(fatal)
     if not agents:
         problems.append(Problem("agents", "no agent is declared ([agents.NAME])", fatal=False, file=str(path)))
     settings = File.model_validate(merged.table)
-    return Config(settings.socket_name, agents, settings.harnesses, tuple(dict.fromkeys(problems)))
+    return Config(settings.socket_name, agents, settings.harnesses, library, tuple(dict.fromkeys(problems)), merged)
+
+
+def problems_of(text: str) -> list[Problem]:
+    """Tell what is wrong with the text of a single file, wherever it may come to lie. Raises ValueError: no TOML."""
+    table = tomllib.loads(text)
+    merged = merge({"": table})
+    return [*_shape_problems(table, "", 0), *_agents(merged, {}, _library(table), 0, None)[1]]
 
 
 def schema() -> dict[str, Any]:
@@ -205,9 +265,18 @@ class _Schema(GenerateJsonSchema):
         return False
 
 
+def _library(table: Table) -> Library:
+    """Read the library's tables; an empty one if they are wrong, which has been told already."""
+    try:
+        return Library.model_validate({key: table[key] for key in Library.model_fields if key in table})
+    except ValidationError:
+        return Library()
+
+
 def _agents(
     merged: Merged,
     usual: Table,
+    library: Library,
     uid: int,
     check: Check | None,
 ) -> tuple[dict[str, Agent], list[Problem]]:
@@ -220,13 +289,14 @@ def _agents(
         own = _table(tables, name)
         table = _over(usual, defaults, own)
         try:
-            agents[name] = Agent.model_validate({**table, "name": name}, context={"uid": uid})
+            agents[name] = agent = Agent.model_validate({**table, "name": name}, context={"uid": uid})
         except ValidationError as error:
             found = list(_lacking(error.errors()))
         else:
-            found = [*_restart_problems(agents[name].restart, own)]
-            found += check(agents[name], frozenset(own)) if check else ()
-        problems += (_placed(problem, name, own, merged) for problem in found)
+            found = [*_restart_problems(agent.restart, own), *unknown_references(agent, merged.table)]
+            found += check(agent, frozenset(own), library.granted(agent)) if check else ()
+        problems += (_placed(problem, name, merged) for problem in found)
+    problems += (_placed(problem, agent.name, merged) for agent, problem in shared_bots(agents.values(), library))
     return agents, problems
 
 
@@ -266,14 +336,22 @@ def _restart_problems(restart: Restart, own: Table) -> Iterator[Problem]:
         yield Problem(f"restart.{key}", text)
 
 
-def _placed(problem: Problem, name: str, own: Table, merged: Merged) -> Problem:
-    """Name the file and the full key: those of [defaults] if the agent has the key from there."""
-    keys = tuple(problem.key.split(".")) if problem.key else ()
+def _placed(problem: Problem, name: str, merged: Merged) -> Problem:
+    key, file = _origin(problem.key, name, merged)
+    return replace(problem, key=key, file=file)
+
+
+def _origin(key: str, name: str, merged: Merged) -> tuple[str, str]:
+    """Name the full key and its file: those of [defaults] if the agent has the key from there."""
+    if key_path(name, key) == key != "":
+        return key, merged.origin(tuple(key.split(".")))
+    keys = tuple(key.split(".")) if key else ()
     table: Keys = ("agents", name)
+    own = _table(_table(merged.table, "agents"), name)
     if not _has(own, keys) and _has(_table(merged.table, "defaults"), keys):
         table = ("defaults",)
-    key = f"{dotted(table)}.{problem.key}" if problem.key else dotted(table)
-    return replace(problem, key=key, file=merged.origin((*table, *keys)))
+    full = f"{dotted(table)}.{key}" if key else dotted(table)
+    return full, merged.origin((*table, *keys))
 
 
 def _has(table: Any, keys: tuple[str, ...]) -> bool:
@@ -289,69 +367,5 @@ def _shape_problems(document: Table, file: str, uid: int) -> list[Problem]:
     try:
         File.model_validate(document, context={"uid": uid})
     except ValidationError as error:
-        return [_told(detail, file) for detail in error.errors()]
+        return [told(detail, file, File) for detail in error.errors()]
     return []
-
-
-def _told(detail: ErrorDetails, file: str) -> Problem:
-    keys = detail["loc"]
-    if keys[-1] == "[key]":  # so pydantic marks that a table's key is wrong, not its value
-        keys = keys[:-1]
-    return Problem(dotted(keys), _sentence(detail), file=file)
-
-
-_WANTED = {
-    "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-    "dict_type": "must be a table",
-    "model_type": "must be a table",
-    "tuple_type": "must be a list",
-}
-# bool first: Python's booleans are numbers.
-_KINDS = ((bool, "a boolean"), (int | float, "a number"), (str, "a string"), (list, "a list"), (dict, "a table"))
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    """Say what is wrong. No sentence repeats a value: it might be a secret, and these go to logs."""
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "extra_forbidden":
-            return _unknown(detail["loc"])
-        case "string_pattern_mismatch":
-            return SENTENCES[context["pattern"]]
-        case "literal_error":
-            known = get_args(Policy)
-            return f"must be one of {_listed(known)}{_meant(detail['input'], known)}"
-        case "greater_than_equal":
-            return f"must be at least {context['ge']}"
-        case kind:
-            given = _kind(detail["input"])
-            quotes = " (put it in quotes)" if kind == "string_type" and given in {"a number", "a boolean"} else ""
-            return f"{_WANTED[kind]}, not {given}{quotes}"
-
-
-def _kind(value: object) -> str:
-    return next((name for kind, name in _KINDS if isinstance(value, kind)), "a date or time")
-
-
-def _unknown(keys: Keys) -> str:
-    table: Any = File
-    for key in keys[:-1]:
-        table = get_args(table)[1] if get_origin(table) is dict else table.model_fields[str(key)].annotation
-    known = list(table.model_fields)
-    inner = {f"restart.{key}": key for key in Restart.model_fields} if "restart" in known else {}
-    exact = [path for path, key in inner.items() if key == keys[-1]]
-    hint = f' (did you mean "{exact[0]}"?)' if exact else _meant(keys[-1], [*known, *inner])
-    return f"unknown key{hint or f' (known here: {_listed(known)})'}"
-
-
-def _meant(given: object, known: Sequence[str]) -> str:
-    close = get_close_matches(given, known, n=1) if isinstance(given, str) else []
-    return f' (did you mean "{close[0]}"?)' if close else ""
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)

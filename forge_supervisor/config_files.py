@@ -11,11 +11,13 @@ import re
 import stat
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from forge_supervisor.trust import others_way, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
 Table = dict[str, Any]
 Keys = tuple[str | int, ...]
@@ -59,6 +61,15 @@ class Merged:
     def origin(self, keys: Keys) -> str:
         """Name the file that set the key; if none did, the file of the table that it would stand in."""
         return _origin(self.origins, keys)
+
+
+# Tables whose keys are not an agent's. An agent's own lists of what it has been granted have no keys below them.
+_NOT_AN_AGENTS = ("harnesses.", "skills.", "plugins.", "mcp_servers.", "discord.")
+
+
+def key_path(agent: str, key: str) -> str:
+    """Complete a problem's key, which is one of the agent's, none, or already a path from the top of the file."""
+    return key if not key or key.startswith(_NOT_AN_AGENTS) else f"agents.{agent}.{key}"
 
 
 def dotted(keys: Keys) -> str:
@@ -129,7 +140,7 @@ def _origin(origins: Mapping[Keys, str], keys: Keys) -> str:
 def _drop_ins(directory: Path, uid: int) -> tuple[list[Path], list[Problem]]:
     try:
         names = sorted(entry.name for entry in os.scandir(directory))
-        problems = list(_untrusted_way(directory)) if uid == 0 else []
+        problems = _untrusted_way(directory) if uid == 0 else []
     except FileNotFoundError:
         return [], []
     except OSError as error:
@@ -164,7 +175,7 @@ def _content(file: Path, uid: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ConfigError([Problem("", f"is {what} (name the TOML file itself)", file=str(file))])
-        problems = [*_untrusted_file(file, status, uid), *(_untrusted_way(file) if uid == 0 else ())]
+        problems = [*_untrusted_file(file, status, uid), *(_untrusted_way(file) if uid == 0 else [])]
         if problems:
             raise ConfigError(problems)
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
@@ -175,7 +186,7 @@ def _content(file: Path, uid: int) -> bytes:
 
 def _untrusted_file(file: Path, status: os.stat_result, uid: int) -> Iterator[Problem]:
     if status.st_uid not in {0, uid}:
-        owner, wanted = _user(status.st_uid), _user(uid)
+        owner, wanted = user_name(status.st_uid), user_name(uid)
         yield Problem("", f"belongs to {owner}, who could change it (chown {wanted} {file})", file=str(file))
     if status.st_mode & stat.S_IWOTH:
         yield Problem("", f"everybody may write it (chmod o-w {file})", file=str(file))
@@ -184,43 +195,9 @@ def _untrusted_file(file: Path, status: os.stat_result, uid: int) -> Iterator[Pr
         yield Problem("", f"its group may write it (chmod g-w {file})", file=str(file))
 
 
-def _untrusted_way(path: Path) -> Iterator[Problem]:
-    """Tell who but root could put something else in the place of `path`: the first such directory or link.
-
-    Only the first, for what comes after a link that others own is theirs to choose.
-    """
-    for step, status in _way(path):
-        is_directory = stat.S_ISDIR(status.st_mode)
-        if status.st_uid != 0 and not stat.S_ISREG(status.st_mode):
-            text = f"belongs to {_user(status.st_uid)}, who could replace the configuration (chown -h root {step})"
-        elif is_directory and status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-            text = f"others than root may write this directory and replace the configuration (chmod go-w {step})"
-        elif not is_directory and step.parent.lstat().st_mode & stat.S_IWOTH:
-            # In a sticky directory nobody else replaces what is root's, but all may put a hard link to another file
-            # of root's there, under a name of their choice (proc_sys_fs(5), protected_hardlinks).
-            text = "lies in a directory that everybody may write (move it into one of its own)"
-        else:
-            continue
-        yield Problem("", text, file=str(step))
-        return
-
-
-def _way(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """List every directory and symbolic link that has a say in what `path` is, and its end (path_resolution(7))."""
-    here = Path("/")
-    yield here, here.lstat()
-    todo = list(reversed(Path.cwd().joinpath(path).parts[1:]))
-    while todo:
-        name = todo.pop()
-        step = here.parent if name == ".." else here / name
-        status = step.lstat()
-        yield step, status
-        if stat.S_ISLNK(status.st_mode):
-            target = step.readlink()
-            here = Path("/") if target.is_absolute() else here
-            todo += reversed(target.parts[target.is_absolute() :])
-        else:
-            here = step
+def _untrusted_way(path: Path) -> list[Problem]:
+    other = others_way(path)
+    return [Problem("", other.text, file=str(other.step))] if other else []
 
 
 def _broken(file: Path, error: Exception) -> Problem:
@@ -234,13 +211,6 @@ def _broken(file: Path, error: Exception) -> Problem:
 
 def _unreadable(file: Path, error: OSError) -> Problem:
     return Problem("", f"cannot be read: {error.strerror} (see: namei -l {file})", file=str(file))
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _primary_group(uid: int) -> int | None:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 SET_BY_US = frozenset({"FORGE_AGENT", "INVOCATION_ID", "TMUX", "TMUX_PANE"})
 """Variables that tell a process which agent, run and pane it belongs to."""
@@ -29,6 +38,22 @@ _UNITS = {
 }
 _SPAN_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:\s*([A-Za-zµμ]+)|(?=\s|$))\s*", re.ASCII)
 _NOT_A_DURATION = 'must be a number of seconds or a time span such as "5s", "1min 30s" or "500ms"'
+
+
+NO_OTHERS: dict[str, JsonValue] = {"additionalProperties": False}
+"""For the JSON Schema of a table whose keys are names with a pattern."""
+
+
+class Model(BaseModel):
+    """A table. Strict: "yes" is no boolean, 5.0 no count. No value in pydantic's own messages: it might be a secret."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +218,9 @@ _VARIABLE = "^[A-Za-z_][A-Za-z0-9_]*$"
 _PLACE = "^~?/"
 _SEARCHED = "^~?/[^:]*$"
 _PROGRAM = "^(~?/.*|[^/]+)$"
+_LIBRARY = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+_SECRET_FILE = "^(~?/.*|[$]CREDENTIALS_DIRECTORY/[^/.][^/]*)$"  # noqa: S105 - a pattern
+_SNOWFLAKE = "^[0-9]{17,20}$"
 
 SENTENCES = {
     _SOMETHING: "must not be empty",
@@ -202,6 +230,12 @@ SENTENCES = {
     _VARIABLE: 'a variable\'s name is made of letters, digits and "_", and begins with no digit',
     _PLACE: "must be an absolute path, or begin with ~/ (the agent's home)",
     _SEARCHED: 'must be an absolute path, or begin with ~/, and hold no ":"',
+    _LIBRARY: 'must be made of letters, digits, "_" and "-" (at most 64), and begin with a letter or digit',
+    _SECRET_FILE: (
+        "must be an absolute path, begin with ~/ (the home of the agent's user), or be "
+        "$CREDENTIALS_DIRECTORY/NAME (what LoadCredential=NAME:… gives the supervisor's unit)"
+    ),
+    _SNOWFLAKE: "must be an id of Discord, 17 to 20 digits in quotes (Developer Mode, right-click, Copy ID)",
     _PROGRAM: "must be an absolute path, begin with ~/, or be a bare name (which is looked for on path)",
 }
 """What is said of a value that does not match the pattern."""
@@ -214,6 +248,9 @@ SocketName = Annotated[str, Field(pattern=_SOCKET)]
 UserName = Annotated[str, Field(pattern=_USER), AfterValidator(_allowed_user)]
 VariableName = Annotated[str, Field(pattern=_VARIABLE), AfterValidator(_not_set_by_us)]
 Place = Annotated[str, Field(pattern=_PLACE), AfterValidator(_no_nul)]
+LibraryName = Annotated[str, Field(pattern=_LIBRARY)]
+SecretFile = Annotated[str, Field(pattern=_SECRET_FILE), AfterValidator(_no_nul)]
+Snowflake = Annotated[str, Field(pattern=_SNOWFLAKE)]
 Program = Annotated[str, Field(pattern=_PROGRAM), AfterValidator(_no_nul)]
 Argv = Annotated[
     tuple[Text, ...],
@@ -221,6 +258,11 @@ Argv = Annotated[
     AfterValidator(_a_program),
     WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
 ]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+WordList = Annotated[tuple[Words, ...], Field(strict=False)]
+Names = Annotated[tuple[LibraryName, ...], Field(strict=False)]
+Places = Annotated[tuple[Place, ...], Field(strict=False)]
+Snowflakes = Annotated[tuple[Snowflake, ...], Field(strict=False)]
 SearchPath = Annotated[
     tuple[Annotated[Text, Field(pattern=_SEARCHED)], ...],
     Field(strict=False),

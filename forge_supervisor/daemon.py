@@ -1,96 +1,43 @@
-"""The process: arguments, signals, systemd's notifications, and the wiring of everything else."""
+"""The long-running process: signals, systemd's notifications, and the wiring of everything else."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
-import json
 import os
 import signal
 import stat
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import sdnotify
 
-from forge_supervisor import __version__, config, events, harness, journal, units
-from forge_supervisor.check import check
+from forge_supervisor import config, events, journal, units
 from forge_supervisor.handshake import Handshake
 from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from forge_supervisor.config import Config
 
-EX_CONFIG = 78
-"""sysexits.h; the unit lists it in RestartPreventExitStatus=."""
-EX_TEMPFAIL = 75
 # Beyond all stop timeouts: a launch under way, SIGKILL, clearing leftovers, the tmux servers.
 STOP_MARGIN_SEC = 150
 ONE_DAY_SEC = 86_400
 
 
-def main() -> None:
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code."""
-    options = _parse(arguments)
-    if options.schema:
-        print(json.dumps(config.schema(), indent=2))
-        return 0
-    journal.configure(options.log_format)
-    try:
-        loaded = load(options.config)
-    except config.ConfigError as error:
-        if options.check:
-            print(error, file=sys.stderr)
-        else:
-            for problem in error.problems:
-                journal.log(events.ConfigError(file=problem.file, key=problem.key, problem=problem.text))
-            _end_leftovers()
-        return EX_CONFIG
-    if options.check:
-        return asyncio.run(check(loaded))
-    try:
-        with only_one(runtime_directory()) as directory:
-            return asyncio.run(Daemon(loaded, options.config, directory).run())
-    except (UnusableRuntimeError, units.PlacementError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EX_TEMPFAIL
-
-
-def _end_leftovers() -> None:
-    """End the agents of a supervisor that was killed: nobody is going to watch them."""
+def refuse(error: config.ConfigError) -> None:
+    """Log why nothing runs, and end the agents of a supervisor that was killed: nobody is going to watch them."""
+    for problem in error.problems:
+        journal.log(events.ConfigError(file=problem.file, key=problem.key, problem=problem.text))
 
     async def discard() -> None:
         await units.detect().discard()
 
     with contextlib.suppress(UnusableRuntimeError, units.PlacementError), only_one(runtime_directory()):
         asyncio.run(discard())
-
-
-def load(path: Path) -> Config:
-    """Read the configuration, with what the installed harnesses say of it. Raises ConfigError."""
-    loaded = config.load(path, check=harness.check_agent)
-    idle = [name for name in loaded.harnesses if name not in harness.names()]
-    text = f"no such harness is installed (installed: {', '.join(harness.names())})"
-    warnings = [config.Problem(f"harnesses.{name}", text, fatal=False, file=str(path)) for name in idle]
-    return dataclasses.replace(loaded, warnings=(*loaded.warnings, *warnings))
-
-
-def default_config() -> Path:
-    if os.geteuid() == 0:
-        return Path("/etc/forge-supervisor/config.toml")
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "forge-supervisor/config.toml"
 
 
 def runtime_directory() -> Path:
@@ -103,23 +50,6 @@ def runtime_directory() -> Path:
     own = os.environ.get("XDG_RUNTIME_DIR")
     # only_one() refuses one in /tmp that somebody else has made.
     return Path(own) / "forge-supervisor" if own else Path(f"/tmp/forge-supervisor-{os.geteuid()}")  # noqa: S108
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("forge-supervisor", description="Supervise coding agents in tmux sessions.")
-    parser.add_argument(
-        "--config", type=Path, default=default_config(), metavar="FILE", help="configuration (default: %(default)s)"
-    )
-    parser.add_argument("--check", action="store_true", help="validate, print what would run, and exit")
-    parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, and exit")
-    parser.add_argument(
-        "--log-format",
-        choices=get_args(journal.LogFormat),
-        default="auto",
-        help="auto: journal fields where stderr is the journal, otherwise lines for people",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser.parse_args(arguments)
 
 
 class UnusableRuntimeError(Exception):
@@ -155,9 +85,9 @@ def only_one(directory: Path) -> Iterator[Path]:
 class Daemon:
     """One run of the supervisor, until it is told to stop."""
 
-    def __init__(self, loaded: Config, path: Path, runtime: Path) -> None:
+    def __init__(self, loaded: Config, load: Callable[[], Config], runtime: Path) -> None:
         self._config = loaded
-        self._path = path
+        self._load = load
         self._handshake = Handshake(runtime)
         self._notifier = sdnotify.SystemdNotifier()
         self._stop = asyncio.Event()
@@ -180,6 +110,7 @@ class Daemon:
             placement=placement,
             handshake=self._handshake,
             emit=journal.log,
+            conceal=journal.conceal,
             changed=self._tell_status,
         )
         watchdog = asyncio.create_task(self._feed_watchdog())
@@ -213,7 +144,7 @@ class Daemon:
         # sd_notify(3): the time tells systemd that READY=1 answers this reload and no earlier one.
         self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            loaded = load(self._path)
+            loaded = self._load()
         except config.ConfigError as error:
             journal.log(events.SupervisorReloadFailed(problem=str(error)))
             first = error.problems[0]
@@ -271,7 +202,3 @@ class Daemon:
 def _warn_of(loaded: Config) -> None:
     for problem in loaded.warnings:
         journal.log(events.ConfigWarning(file=problem.file, key=problem.key, problem=problem.text))
-
-
-if __name__ == "__main__":
-    main()

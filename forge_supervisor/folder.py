@@ -142,17 +142,41 @@ class Folder:
         saved = next(saved for saved in _saved_names(name) if self.create(saved, content))
         return self.path / saved
 
-    def set_aside(self, name: str) -> Path | None:
-        """Give a directory another name; return where it is now, None if there is no directory of that name."""
-        if not self._is_directory(name):
+    def set_aside(self, name: str, *, into: Folder | None = None) -> Path:
+        """Give what is there another name, in here or in another folder of the same file system; return where it is."""
+        into = into or self
+        wanted = name if into is self else f"{self.path.name}-{name}"
+        saved = next(saved for saved in _saved_names(wanted) if into.target(saved) is None)
+        os.rename(name, saved, src_dir_fd=self._fd, dst_dir_fd=into._fd)  # noqa: SLF001 - one of our own kind
+        return into.path / saved
+
+    def is_directory(self, name: str) -> bool:
+        """Whether there is a real directory of that name."""
+        return self._exists(name) and stat.S_ISDIR(self._status(name).st_mode)
+
+    def target(self, name: str) -> str | None:
+        """Tell where a symbolic link leads; "" for anything else that is there, None if nothing is."""
+        if not self._exists(name):
             return None
-        saved = next(saved for saved in _saved_names(name) if not self._exists(saved))
-        os.rename(name, saved, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        return self.path / saved
+        return os.readlink(name, dir_fd=self._fd) if stat.S_ISLNK(self._status(name).st_mode) else ""
+
+    def link(self, name: str, target: str, *, by: Folder) -> None:
+        """Put a symbolic link in place in one step, by way of another folder; what is there must be no directory."""
+        temporary = _temporary_name(name)
+        os.symlink(target, temporary, dir_fd=by._fd)
+        try:
+            os.rename(temporary, name, src_dir_fd=by._fd, dst_dir_fd=self._fd)
+        except BaseException:
+            by.unlink(temporary)
+            raise
+
+    def unlink(self, name: str) -> None:
+        """Remove what is no directory."""
+        os.unlink(name, dir_fd=self._fd)
 
     @contextmanager
     def _temporary(self, name: str, content: bytes, like: os.stat_result | None) -> Iterator[str]:
-        temporary = f"{name}.tmp.{secrets.token_hex(8)}"
+        temporary = _temporary_name(name)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600, dir_fd=self._fd)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -178,8 +202,9 @@ class Folder:
             return False
         return True
 
-    def _is_directory(self, name: str) -> bool:
-        return self._exists(name) and stat.S_ISDIR(self._status(name).st_mode)
+
+def _temporary_name(name: str) -> str:
+    return f"{name}.tmp.{secrets.token_hex(8)}"
 
 
 def _saved_names(name: str) -> Iterator[str]:

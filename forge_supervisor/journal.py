@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from forge_supervisor.secrets import masked, parts
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Iterable, MutableMapping
 
     from structlog.typing import Processor
 
@@ -42,6 +44,8 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOURNAL_TIMEOUT = 1.0
 # A datagram over the socket's send buffer, as sd_journal_sendv() tells it.
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
+_secrets: set[str] = set()
+_masked_parts: list[str] = []
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
@@ -56,6 +60,7 @@ def configure(log_format: LogFormat = "auto") -> None:
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.format_exc_info,
+        _concealed,
         _printable,
     ]
     if log_format == "json":
@@ -66,6 +71,12 @@ def configure(log_format: LogFormat = "auto") -> None:
         processors += [_to_stderr(_console_lines(coloured=os.isatty(2)))]
     structlog.configure(processors=processors, cache_logger_on_first_use=False)
     logging.basicConfig(level=logging.WARNING, handlers=[_Foreign()], force=True)
+
+
+def conceal(values: Iterable[str]) -> None:
+    """Mask these values from now on in all that is logged, wherever they come from: an agent's screen, an error."""
+    _secrets.update(values)
+    _masked_parts[:] = parts(_secrets)
 
 
 def log(event: Event) -> None:
@@ -94,6 +105,12 @@ def _stderr_is_journal() -> bool:
     except OSError:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _concealed(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {
+        name: masked(value, _masked_parts) if isinstance(value, str) else value for name, value in entry.items()
+    }
 
 
 def _printable(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

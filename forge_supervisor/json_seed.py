@@ -42,9 +42,9 @@ def sow(seed: JsonSeed) -> list[str]:
     # Claude follows a symbolic link too: dotfiles are linked to where they are kept.
     target = Path(os.path.realpath(seed.path))
     with explained(target), Folder.anywhere(target.parent) as folder:
-        while not _is_sown(folder, target.name, seed.values):
+        while not _is_sown(folder, target.name, seed):
             with _locked(seed.lock) as lock:
-                warnings = _sow(folder, target.name, seed.values, lock)
+                warnings = _sow(folder, target.name, seed, lock)
             if warnings is not None:
                 return warnings
         return []
@@ -65,24 +65,28 @@ def serialized(content: Mapping[str, Any]) -> bytes:
     return _LONE_SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text).encode()
 
 
-def _is_sown(folder: Folder, name: str, values: Mapping[str, Any]) -> bool:
+def _sown(content: dict[str, Any], seed: JsonSeed) -> dict[str, Any]:
+    return {key: value for key, value in merged(content, seed.values).items() if key not in seed.removed}
+
+
+def _is_sown(folder: Folder, name: str, seed: JsonSeed) -> bool:
     found = folder.read(name)
     content = None if found is None else _parsed(found[0])
-    return content is not None and merged(content, values) == content
+    return content is not None and _sown(content, seed) == content
 
 
-def _sow(folder: Folder, name: str, values: Mapping[str, Any], lock: _Lock) -> list[str] | None:
+def _sow(folder: Folder, name: str, seed: JsonSeed, lock: _Lock) -> list[str] | None:
     """Return None if somebody came between, so that nothing was written."""
     found, content = _read_patiently(folder, name)
     if found is None:
-        return [] if folder.create(name, serialized(values)) else None
+        return [] if folder.create(name, serialized(seed.values)) else None
     raw, status = found
     warnings = []
     if content is None:
         content = {}
         kept = f"what it held is in {folder.save(name, raw)}" if raw.strip() else "it was empty"
         warnings = [f"{folder.path / name} was no JSON object and was written anew ({kept})"]
-    new = serialized(merged(content, values))
+    new = serialized(_sown(content, seed))
     if not lock.is_held():
         return None
     folder.replace(name, new, like=status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,17 +169,36 @@ def login_environment(user: User) -> dict[str, str]:
     return {"HOME": str(user.home), "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell, "LANG": "C.UTF-8"}
 
 
-def agent_environment(user: User, agent: Agent, from_worker: Mapping[str, str], invocation: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Variables of an agent's environment, and where they come from; a later layer wins."""
+
+    origin: str
+    variables: Mapping[str, str]
+
+
+def environment_layers(
+    user: User, agent: Agent, from_worker: Mapping[str, str], secrets: Mapping[str, str], invocation: str
+) -> list[Layer]:
     """Make an agent's environment, from nothing; launch.py adds TERM, TMUX and TMUX_PANE.
 
     `from_worker` is what its harness wants, and what only the user can see.
     """
-    return {
-        **login_environment(user),
-        "PATH": ":".join(search_path(agent, Path(user.home))),
-        **from_worker,
-        **agent.env,
-        "FORGE_AGENT": agent.name,
-        # As systemd's; also what tells an agent's processes from others after it has died.
-        "INVOCATION_ID": invocation,
-    }
+    path = ":".join(search_path(agent, Path(user.home)))
+    return [
+        Layer(f"the account of {user.name}", login_environment(user)),
+        Layer("path" if agent.path else "the default of path", {"PATH": path}),
+        Layer(f"the harness {agent.harness}", from_worker),
+        Layer("env", agent.env),
+        Layer("secrets", secrets),
+        # INVOCATION_ID is as systemd's; also what tells an agent's processes from others after it has died.
+        Layer("the supervisor", {"FORGE_AGENT": agent.name, "INVOCATION_ID": invocation}),
+    ]
+
+
+def agent_environment(
+    user: User, agent: Agent, from_worker: Mapping[str, str], secrets: Mapping[str, str], invocation: str
+) -> dict[str, str]:
+    """Put the layers together."""
+    layers = environment_layers(user, agent, from_worker, secrets, invocation)
+    return {name: value for layer in layers for name, value in layer.variables.items()}

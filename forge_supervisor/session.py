@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from forge_supervisor import events
-from forge_supervisor.agent import key_path
 from forge_supervisor.config import Problem
+from forge_supervisor.config_files import key_path
+from forge_supervisor.declared import prepare
 from forge_supervisor.handshake import LaunchError, hand_over
 from forge_supervisor.pidfd import Pidfd
 from forge_supervisor.policy import Exit
 from forge_supervisor.realm import agent_environment
 from forge_supervisor.worker.client import WorkerError, WorkerLostError
-from forge_supervisor.worker.messages import Collect, Open, Prepare
+from forge_supervisor.worker.messages import Collect, Open
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from forge_supervisor.agent import Lifecycle
-    from forge_supervisor.config import Agent, HarnessSettings
+    from forge_supervisor.config import Agent
+    from forge_supervisor.declared import Declared
     from forge_supervisor.handshake import Handshake, Ticket
     from forge_supervisor.realm import Realm
     from forge_supervisor.worker.messages import Collected, Prepared
@@ -87,18 +89,19 @@ async def _run(session: Session, life: Lifecycle) -> None:
 class Session:
     def __init__(
         self,
-        agent: Agent,
+        declared: Declared,
         invocation: str,
         *,
         realm: Realm,
-        settings: HarnessSettings,
         handshake: Handshake,
         emit: Callable[[events.Event], None],
+        conceal: Callable[[Iterable[str]], None],
     ) -> None:
-        self._agent = agent
+        self._declared = declared
+        self._agent = declared.agent
         self._invocation = invocation
         self._realm = realm
-        self._settings = settings
+        self._conceal = conceal
         self._handshake = handshake
         self._emit = emit
         self._process: Pidfd | None = None
@@ -110,8 +113,8 @@ class Session:
     async def launch(self) -> int:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
         self._server = await self._realm.server()
-        prepared = await self._prepare()
-        env = agent_environment(self._realm.user, self._agent, prepared.env, self._invocation)
+        prepared, secrets = await self._prepare()
+        env = agent_environment(self._realm.user, self._agent, prepared.env, secrets, self._invocation)
         try:
             async with self._handshake.ticket(self._realm.user.uid) as ticket:
                 self._process = await self._launch(ticket, prepared, env)
@@ -170,18 +173,21 @@ class Session:
             self._process.close()
             self._process = None
 
-    async def _prepare(self) -> Prepared:
+    async def _prepare(self) -> tuple[Prepared, Mapping[str, str]]:
         try:
-            prepared = await self._realm.ask(Prepare.of(self._agent, self._settings))
+            preparation = await prepare(self._realm, self._declared)
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
+        # Before anything is said of it.
+        self._conceal(preparation.secrets.values())
+        prepared = preparation.prepared
         for finding in prepared.findings:
             if finding.fatal:
                 raise LaunchError(finding.key, finding.text)
             self._warn(finding.key, finding.text)
         if not prepared.argv:
             raise LaunchError("harness", "the worker named no program to run")
-        return prepared
+        return prepared, preparation.secrets
 
     async def _launch(self, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> Pidfd:
         process = await self._open(ticket)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import events, harness
 from forge_supervisor.agent import AT_REST, Lifecycle, State
-from forge_supervisor.config import HarnessSettings
+from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Result
 from forge_supervisor.realm import Realm
@@ -37,12 +37,14 @@ class Supervisor:
         placement: Placement,
         handshake: Handshake,
         emit: Callable[[events.Event], None],
+        conceal: Callable[[Iterable[str]], None],
         changed: Callable[[], None],
     ) -> None:
         self._config = config
         self._placement = placement
         self._handshake = handshake
         self._emit = emit
+        self._conceal = conceal
         self._on_change = changed
         self._realms: dict[str, Realm] = {}
         self._lives: dict[str, Lifecycle] = {}
@@ -79,7 +81,7 @@ class Supervisor:
             life = self._lives.get(name)
             if life is None:
                 self._add(agent).start()
-            elif _needs_new_session(life.declared, agent) or _settings(old, agent) != _settings(config, agent):
+            elif _needs_new_session(Declared.of(life.declared, old), Declared.of(agent, config)):
                 life.replace(agent, harness.load(agent.harness).stop_exit_status)
             else:
                 life.reconfigure(agent)
@@ -158,12 +160,12 @@ class Supervisor:
 
     def _make_session(self, agent: Agent, invocation: str) -> Session:
         return Session(
-            agent,
+            Declared.of(agent, self._config),
             invocation,
             realm=self._realm_of(agent.run_as),
-            settings=_settings(self._config, agent),
             handshake=self._handshake,
             emit=self._emit,
+            conceal=self._conceal,
         )
 
     def _realm_of(self, user: str) -> Realm:
@@ -184,12 +186,9 @@ class Supervisor:
             await self._change.wait()
 
 
-def _settings(config: Config, agent: Agent) -> HarnessSettings:
-    return config.harnesses.get(agent.harness, HarnessSettings())
-
-
-def _needs_new_session(old: Agent, new: Agent) -> bool:
-    return old.model_dump(exclude=_TAKEN_WHILE_RUNNING) != new.model_dump(exclude=_TAKEN_WHILE_RUNNING)
+def _needs_new_session(old: Declared, new: Declared) -> bool:
+    kept = [declared.agent.model_dump(exclude=_TAKEN_WHILE_RUNNING) for declared in (old, new)]
+    return kept[0] != kept[1] or (old.settings, old.granted) != (new.settings, new.granted)
 
 
 def _whys(lives: list[Lifecycle]) -> str:

@@ -3,10 +3,10 @@
 A harness is a class without arguments, registered under its name in the entry
 point group ``forge_supervisor.harnesses``. The core never names one.
 
-`Harness.check` runs in the supervisor and must be pure. `Harness.plan`,
+`Harness.check` and `Harness.secrets` run in the supervisor and must be pure. `Harness.plan`,
 `Harness.preflight` and `Harness.version` run in the worker, as the agent's
 Linux user: they may look at that user's files and write nothing. What a plan
-wants on disk is data (`File`, `JsonSeed`) and is written by workspace.py.
+wants on disk is data (`File`, `Link`, `JsonSeed`) and is written by workspace.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from forge_supervisor import secrets
+from forge_supervisor.config import HarnessSettings, Library
 from forge_supervisor.config import Problem as Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from forge_supervisor.config import Agent, HarnessSettings
+    from forge_supervisor.config import Agent
+    from forge_supervisor.secrets import SecretRef
 
 ENTRY_POINT_GROUP = "forge_supervisor.harnesses"
 
@@ -32,20 +35,48 @@ class Paths:
     """Where one agent's things are; all absolute, none necessarily there yet."""
 
     home: Path
-    state: Path
-    """The agent's own directory, ``$XDG_STATE_HOME/forge/agents/<name>``."""
-    launch: Path
-    """Files for the harness that the agent is not meant to edit: ``$XDG_STATE_HOME/forge/launch/<name>``."""
+    forge: Path
+    """``$XDG_STATE_HOME/forge``, which holds the things of all agents of the user."""
+    agent: str
     search: tuple[str, ...]
     """The agent's PATH, one directory an item."""
+
+    @property
+    def state(self) -> Path:
+        """The agent's own directory."""
+        return self.forge / "agents" / self.agent
+
+    @property
+    def launch(self) -> Path:
+        """Files for the harness that the agent is not meant to edit."""
+        return self.forge / "launch" / self.agent
+
+    @property
+    def discord(self) -> Path:
+        """What the agent's bot remembers. Not in `state`: the bot's plugin sends no file from where that is."""
+        return self.forge / "discord" / self.agent
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that is written anew at every start, atomically, mode 0600."""
+    """A file below `Paths.forge` that is written anew at every start, atomically, mode 0600.
+
+    `origin` says for people what its content follows from: keys of the agent ("role"), tables of the library
+    ("skills.review").
+    """
 
     path: Path
     text: str
+    origin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link below `Paths.forge`. One that is no longer wanted is removed at the next start."""
+
+    path: Path
+    target: Path
+    origin: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +84,15 @@ class JsonSeed:
     """Values that must stand in a JSON file which other programs rewrite too.
 
     Tables are merged key by key, lists gain the items they lack, anything else
-    is replaced; all other content stays. `lock` is the directory whose
+    is replaced, and the keys in `removed` go; all other content stays. `lock` is the directory whose
     existence is the lock among those who write the file.
     """
 
     path: Path
     values: Mapping[str, Any]
     lock: Path
+    origin: tuple[str, ...] = ()
+    removed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +106,27 @@ class LaunchPlan:
     argv: tuple[str, ...]
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
+    """Directories below `Paths.forge` that are to be there, beside those of the files and links; ours alone, 0700."""
     files: tuple[File, ...] = ()
+    links: tuple[Link, ...] = ()
     seeds: tuple[JsonSeed, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a harness makes its plan of: one agent, and all that has been granted and told to it."""
+
+    agent: Agent
+    granted: Library = field(default_factory=Library)
+    settings: HarnessSettings = field(default_factory=HarnessSettings)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variable to value. They reach the agent's environment by themselves, and must be written nowhere."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables that were declared for the agent, secret or not."""
+        return {**self.agent.env, **self.secrets}
 
 
 class Harness(Protocol):
@@ -85,15 +137,19 @@ class Harness(Protocol):
     stop_exit_status: frozenset[int]
     """Exit codes that are clean while a requested stop is under way (and only then)."""
 
-    def check(self, agent: Agent) -> Iterable[Problem]:
+    def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:
         """Tell what is wrong with the agent's values, without looking at the machine."""
         ...
 
-    def plan(self, agent: Agent, settings: HarnessSettings, paths: Paths) -> LaunchPlan:
+    def secrets(self, granted: Library) -> Iterable[SecretRef]:
+        """Say which secrets the agent's environment needs for what it was granted; pure, as `check`."""
+        ...
+
+    def plan(self, subject: Subject, paths: Paths) -> LaunchPlan:
         """Say how the agent is run. Raises LookupError, with a sentence, if its program is not found."""
         ...
 
-    def preflight(self, agent: Agent, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:
+    def preflight(self, subject: Subject, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:
         """Tell what would keep the agent from working (not logged in, …)."""
         ...
 
@@ -150,11 +206,27 @@ def expand_home(path: str, home: Path) -> str:
     return str(home / path[2:]) if path == "~" or path.startswith("~/") else path
 
 
-_FOR_SOME = frozenset({"model", "effort", "command", "cwd"})
+_FOR_SOME = frozenset(
+    {
+        "add_dirs",
+        "allowed_tools",
+        "command",
+        "cwd",
+        "discord_bot",
+        "effort",
+        "extra_args",
+        "inherit",
+        "mcp_servers",
+        "model",
+        "permissions",
+        "plugins",
+        "skills",
+    }
+)
 """Agent keys that only some harnesses honour."""
 
 
-def check_agent(agent: Agent, explicit: frozenset[str]) -> Iterable[Problem]:
+def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Iterable[Problem]:
     """Tell what is wrong with the agent's values for its harness; `explicit` are the keys of its own table.
 
     A key that its harness does not honour is wrong where it was written for this agent, and skipped where it stands in
@@ -170,4 +242,5 @@ def check_agent(agent: Agent, explicit: frozenset[str]) -> Iterable[Problem]:
     for key in sorted(harness.requires):
         if not getattr(agent, key):
             yield Problem(key=key, text=f'is missing, and the harness "{agent.harness}" needs it')
-    yield from harness.check(agent)
+    yield from harness.check(agent, granted)
+    yield from secrets.conflicts(agent, harness.secrets(granted))

@@ -11,7 +11,9 @@ from forge_supervisor.harness import LaunchPlan, Paths, Problem, expand_home, fi
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from forge_supervisor.config import Agent, HarnessSettings
+    from forge_supervisor.config import Agent, Library
+    from forge_supervisor.harness import Subject
+    from forge_supervisor.secrets import SecretRef
 
 
 class Command:
@@ -19,18 +21,22 @@ class Command:
     requires = frozenset({"command"})
     stop_exit_status: frozenset[int] = frozenset()
 
-    def check(self, agent: Agent) -> Iterable[Problem]:
+    def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:  # noqa: ARG002
         program = agent.command[0] if agent.command else ""
         if "/" in program and not program.startswith(("/", "~/")):
             yield Problem("command", f"{program} is a relative path (begin with / or ~/, or give a bare name)")
 
-    def plan(self, agent: Agent, settings: HarnessSettings, paths: Paths) -> LaunchPlan:  # noqa: ARG002
+    def secrets(self, granted: Library) -> Iterable[SecretRef]:  # noqa: ARG002
+        return ()
+
+    def plan(self, subject: Subject, paths: Paths) -> LaunchPlan:
+        agent = subject.agent
         if not agent.command:
             raise LookupError("the command is empty")
         program = find_program(agent.command[0], paths.search, home=paths.home)
         return LaunchPlan(argv=(str(program), *agent.command[1:]), cwd=self._cwd(agent, paths))
 
-    def preflight(self, agent: Agent, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:  # noqa: ARG002
+    def preflight(self, subject: Subject, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:  # noqa: ARG002
         return ()
 
     def version(self, plan: LaunchPlan) -> str:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Ty
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from forge_supervisor.config import Agent, HarnessSettings
+    from collections.abc import Iterable, Mapping
+
+    from forge_supervisor.config import Agent, HarnessSettings, Library
+    from forge_supervisor.secrets import SecretRef
 
 LINE_LIMIT = 4 * 1024 * 1024
 """Bytes. A role may be long; a screen's tail and an environment are not."""
-
 
 
 def _presentable(text: object) -> object:
@@ -30,8 +32,13 @@ Text = Annotated[str, BeforeValidator(_presentable)]
 """For people: as much of it as is fit to read, and never a reason to refuse the rest."""
 
 
+Values = Annotated[dict[str, str], Field(repr=False)]
+"""Variable to value, some or all of them secret."""
+
+
 class Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Errors name no value: it might be a secret, and they go to logs.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Answer(Message):
@@ -84,13 +91,34 @@ class Finding(Message):
     fatal: bool
 
 
+class Written(Message):
+    """What a start puts on disk: a file with its text, a link with its target, or the values seeded into a file."""
+
+    kind: Literal["file", "link", "seed", "folder"]
+    path: Text
+    text: str
+    origin: list[Text] = []
+
+
 class Prepared(Answer):
     """`findings` with a fatal one: the agent cannot be started, and argv is empty."""
 
     argv: list[str]
     cwd: str
     env: dict[str, str]
+    secrets: Values = {}
+    """Those of `secret_files` that could be read."""
     findings: Annotated[list[Finding], Field(max_length=100)]
+    written: Annotated[list[Written], Field(max_length=10_000)] = []
+    """With dry_run: what would be written."""
+
+
+class WorkersSecret(Message):
+    """As `secrets.SecretRef`."""
+
+    key: str
+    variable: str
+    file: str
 
 
 class Prepare(Request[Prepared]):
@@ -101,14 +129,35 @@ class Prepare(Request[Prepared]):
     kind: Literal["prepare"] = "prepare"
     agent: dict[str, Any]
     settings: dict[str, Any]
+    granted: dict[str, Any]
+    secrets: Values
+    """What the supervisor has read."""
+    secret_files: list[WorkersSecret]
+    """What is left to the agent's user to read."""
     dry_run: bool
     """Look, but write nothing."""
 
     @classmethod
-    def of(cls, agent: Agent, settings: HarnessSettings, *, dry_run: bool = False) -> Prepare:
+    def of(
+        cls,
+        agent: Agent,
+        settings: HarnessSettings,
+        granted: Library,
+        *,
+        secrets: Mapping[str, str] | None = None,
+        secret_files: Iterable[SecretRef] = (),
+        dry_run: bool = False,
+    ) -> Prepare:
         # When and how long is the supervisor's business alone; and JSON has no infinity.
         declared = agent.model_dump(mode="json", exclude={"restart", "stop_timeout_sec"})
-        return cls(agent=declared, settings=settings.model_dump(mode="json"), dry_run=dry_run)
+        return cls(
+            agent=declared,
+            settings=settings.model_dump(mode="json"),
+            granted=granted.model_dump(mode="json"),
+            secrets=dict(secrets or {}),
+            secret_files=[WorkersSecret(key=ref.key, variable=ref.variable, file=ref.file) for ref in secret_files],
+            dry_run=dry_run,
+        )
 
 
 class Opened(Answer):

@@ -1,111 +1,77 @@
+"""The harness as a whole: command line, environment, secrets. Its parts have files of their own."""
+
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from claude_plan_lab import KEY, agent_of, file_of, home_of, plan_of, program, subject_of
 
 from forge_supervisor import harness
-from forge_supervisor.config import Agent, HarnessSettings
-from forge_supervisor.harness import LaunchPlan, Paths
-from forge_supervisor.harness.claude_code import EFFORTS, MANAGED_SETTINGS, ClaudeCode
+from forge_supervisor.config import HarnessSettings, Library
+from forge_supervisor.harness.claude_code import ClaudeCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from forge_supervisor.harness import File, JsonSeed, Problem
-
-KEY = "sk-ant-api03-0123456789-abcdefghij-KLMNOPQRST"
+    from forge_supervisor.harness import Paths
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
-    home = tmp_path / "home"
-    program = home / ".local/bin/claude"
-    program.parent.mkdir(parents=True)
-    program.write_text("#!/bin/sh\n[ $1 = --version ] && echo '2.1.330 (Claude Code)'\n")
-    program.chmod(0o755)
-    forge = home / ".local/state/forge"
-    search = (str(program.parent), "/usr/bin", "/bin")
-    return Paths(home=home, state=forge / "agents/scout", launch=forge / "launch/scout", search=search)
-
-
-def agent_of(**values: Any) -> Agent:
-    return Agent.model_validate({"name": "scout", "run_as": "team", "role": "Look ahead.", **values})
-
-
-def plan_of(paths: Paths, settings: HarnessSettings | None = None, **values: Any) -> LaunchPlan:
-    return ClaudeCode().plan(agent_of(**values), settings or HarnessSettings(), paths)
-
-
-def file_of(plan: LaunchPlan, name: str) -> File:
-    (file,) = (file for file in plan.files if file.path.name == name)
-    return file
-
-
-def settings_of(plan: LaunchPlan) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(file_of(plan, "settings.json").text)
-    return settings
-
-
-def seed_of(plan: LaunchPlan) -> JsonSeed:
-    (seed,) = plan.seeds
-    return seed
-
-
-def preflight(paths: Paths, env: Mapping[str, str] | None = None) -> list[Problem]:
-    agent = agent_of(env=dict(env or {}))
-    return list(ClaudeCode().preflight(agent, ClaudeCode().plan(agent, HarnessSettings(), paths), paths))
+    return home_of(tmp_path)
 
 
 def test_it_is_found_by_its_name() -> None:
     assert isinstance(harness.load("claude-code"), ClaudeCode)
 
 
-class TestCheck:
-    @pytest.mark.parametrize("effort", EFFORTS)
-    def test_the_efforts_that_claude_knows(self, effort: str) -> None:
-        assert list(ClaudeCode().check(agent_of(effort=effort))) == []
-
-    @pytest.mark.parametrize("effort", ["bogus", "MAX", "max "])
-    def test_an_effort_that_claude_would_ignore_in_silence(self, effort: str) -> None:
-        (problem,) = ClaudeCode().check(agent_of(effort=effort))
-        assert (problem.key, problem.fatal) == ("effort", True)
-        assert problem.text == f'"{effort}" is no effort level (use one of low, medium, high, xhigh, max)'
-
-    @pytest.mark.parametrize("model", ["opus", "claude-opus-4-5-20251101[1m]"])
-    def test_models_are_claudes_to_know(self, model: str) -> None:
-        assert list(ClaudeCode().check(agent_of(model=model))) == []
-
-    @pytest.mark.parametrize("model", ["-p", "--version", "opus\n4"])
-    def test_what_cannot_be_a_model(self, model: str) -> None:
-        (problem,) = ClaudeCode().check(agent_of(model=model))
-        assert (problem.key, problem.fatal) == ("model", True)
-
-
 class TestCommandLine:
     def test_it_says_all_that_bounds_the_agent(self, paths: Paths) -> None:
-        assert plan_of(paths, model="opus", effort="high").argv == (
+        library = {"plugins": {"a": {"source": "/srv/a"}, "b": {"source": "~/b"}}}
+        assert plan_of(paths, model="opus", effort="high", library=library, extra_args=("--verbose",)).argv == (
             str(paths.home / ".local/bin/claude"),
             "--model", "opus",
             "--effort", "high",
-            "--setting-sources", "project",
+            "--mcp-config", str(paths.state / ".mcp.json"),
+            "--plugin-dir", "/srv/a",
+            "--plugin-dir", str(paths.home / "b"),
             "--settings", str(paths.launch / "settings.json"),
+            "--setting-sources", "project",
+            "--append-system-prompt-file", str(paths.state / ".claude/skill-catalog.md"),
             "--dangerously-skip-permissions",
-            "--disallowedTools=AskUserQuestion",
+            "--disallowedTools=AskUserQuestion,EnterPlanMode,ExitPlanMode",
+            "--verbose",
         )  # fmt: skip
+
+    def test_what_would_undo_the_bounds_is_never_in_it(self, paths: Paths) -> None:
+        argv = plan_of(paths, inherit=("user-settings", "bundled-skills"), permissions={"skip_prompts": False}).argv
+        assert not {"--bare", "--strict-mcp-config"}.intersection(argv)
 
     def test_without_a_model_claude_chooses(self, paths: Paths) -> None:
         assert "--model" not in plan_of(paths).argv
 
+    @pytest.mark.parametrize(
+        ("unlisted", "mode", "asks"), [("refuse", "dontAsk", False), ("ask", "default", True)]
+    )
+    def test_without_skipped_prompts_the_mode_says_what_becomes_of_the_rest(
+        self, paths: Paths, unlisted: str, mode: str, *, asks: bool
+    ) -> None:
+        argv = plan_of(paths, permissions={"skip_prompts": False, "unlisted": unlisted}).argv
+        assert argv[argv.index("--permission-mode") + 1] == mode
+        assert "--dangerously-skip-permissions" not in argv
+        assert any(option.startswith("--disallowedTools=") for option in argv) is not asks
+
+    def test_user_settings_are_a_source_only_if_they_are_inherited(self, paths: Paths) -> None:
+        argv = plan_of(paths, inherit=("user-settings",)).argv
+        assert argv[argv.index("--setting-sources") + 1] == "user,project"
+
     @pytest.mark.parametrize("binary", ["~/.local/bin/claude-next", "claude-next"])
     def test_the_binary_may_be_named(self, paths: Paths, binary: str) -> None:
-        program = paths.home / ".local/bin/claude-next"
-        program.symlink_to("claude")
-        assert plan_of(paths, HarnessSettings(binary=binary)).argv[0] == str(program)
+        other = paths.home / ".local/bin/claude-next"
+        other.symlink_to("claude")
+        assert plan_of(paths, settings=HarnessSettings(binary=binary)).argv[0] == str(other)
 
     def test_claude_not_found(self, paths: Paths) -> None:
         (paths.home / ".local/bin/claude").unlink()
@@ -117,143 +83,68 @@ class TestCommandLine:
         assert plan.cwd == paths.state
         assert dict(plan.env) == {
             "DISABLE_AUTOUPDATER": "1",
+            "DISABLE_UPDATES": "1",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
         }
 
-    def test_nothing_secret_is_in_it(self, paths: Paths) -> None:
-        plan = plan_of(paths, env={"ANTHROPIC_API_KEY": KEY})
-        assert KEY[-20:] not in " ".join(plan.argv)
-        assert KEY[-20:] not in file_of(plan, "settings.json").text
-
-
-class TestFiles:
     def test_the_role_is_in_claude_md(self, paths: Paths) -> None:
-        file = file_of(plan_of(paths, role="Look ahead.\nTell."), "CLAUDE.md")
-        assert file.path == paths.state / "CLAUDE.md"
-        assert file.text == "# scout\n\nLook ahead.\nTell.\n"
-
-    def test_the_settings_lie_where_the_agent_is_not_meant_to_edit_them(self, paths: Paths) -> None:
-        plan = plan_of(paths)
-        assert file_of(plan, "settings.json").path == paths.launch / "settings.json"
-        assert settings_of(plan)["skipDangerousModePermissionPrompt"] is True
-        assert settings_of(plan)["enableAllProjectMcpServers"] is True
-
-    def test_instructions_above_the_agents_directory_are_left_out(self, paths: Paths) -> None:
-        """Trap: ~/CLAUDE.md, ~/.claude/CLAUDE.md and rules reach the agent although sources=project."""
-        excluded = settings_of(plan_of(paths))["claudeMdExcludes"]
-        for directory in (paths.state.parent, paths.home, paths.home.parent, Path("/")):
-            for name in ("CLAUDE.md", ".claude/CLAUDE.md", ".claude/rules/**"):
-                assert str(directory / name) in excluded
-        assert not [pattern for pattern in excluded if pattern.startswith(str(paths.state))]
-
-    def test_a_home_behind_a_symlink_is_named_by_its_real_path(self, paths: Paths, tmp_path: Path) -> None:
-        link = tmp_path / "link"
-        link.symlink_to(paths.home)
-        forge = link / ".local/state/forge"
-        linked = Paths(home=link, state=forge / "agents/scout", launch=forge / "launch/scout", search=paths.search)
-        plan = plan_of(linked)
-        assert str(paths.home / "CLAUDE.md") in settings_of(plan)["claudeMdExcludes"]
-        assert list(seed_of(plan).values["projects"]) == [str(paths.state)]
+        file = file_of(plan_of(paths, role="Look ahead.\nTell."), paths.state / "CLAUDE.md")
+        assert (file.text, file.origin) == ("# scout\n\nLook ahead.\nTell.\n", ("role",))
 
 
-class TestSeed:
-    def test_the_first_run_is_answered(self, paths: Paths) -> None:
-        seed = seed_of(plan_of(paths))
-        assert (seed.path, seed.lock) == (paths.home / ".claude.json", paths.home / ".claude.json.lock")
-        assert seed.values == {
-            "hasCompletedOnboarding": True,
-            "projects": {
-                str(paths.state): {
-                    "hasTrustDialogAccepted": True,
-                    "hasClaudeMdExternalIncludesApproved": True,
-                    "hasClaudeMdExternalIncludesWarningShown": True,
-                }
-            },
-        }
-
-    def test_imports_are_answered_for_the_repository_that_the_agent_lies_in_if_its_role_has_any(
-        self, paths: Paths
-    ) -> None:
-        (paths.home / ".git").mkdir()
-        projects = seed_of(plan_of(paths, role="See @~/team.md")).values["projects"]
-        assert list(projects) == [str(paths.state), str(paths.home)]
-        assert "hasTrustDialogAccepted" not in projects[str(paths.home)]
-        assert list(seed_of(plan_of(paths)).values["projects"]) == [str(paths.state)]
-
-    def test_an_api_key_is_approved_by_its_last_20_characters(self, paths: Paths) -> None:
-        seed = seed_of(plan_of(paths, env={"ANTHROPIC_API_KEY": KEY}))
-        assert seed.values["customApiKeyResponses"] == {"approved": [KEY[-20:]]}
-
-    def test_another_config_dir_has_the_file_in_it(self, paths: Paths) -> None:
-        seed = seed_of(plan_of(paths, env={"CLAUDE_CONFIG_DIR": "/srv/claude"}))
-        assert (seed.path, seed.lock) == (Path("/srv/claude/.claude.json"), Path("/srv/claude/.claude.json.lock"))
-
-    def test_the_file_of_old_goes_before_unless_it_is_empty(self, paths: Paths) -> None:
-        legacy = paths.home / ".claude/.config.json"
-        legacy.parent.mkdir()
-        legacy.touch()
-        assert seed_of(plan_of(paths)).path == paths.home / ".claude.json"
-        legacy.write_text("{}")
-        seed = seed_of(plan_of(paths))
-        assert (seed.path, seed.lock) == (legacy, paths.home / ".claude/.config.json.lock")
+LIBRARY = {
+    "mcp_servers": {"tracker": {"command": "x", "secrets": {"TRACKER": "/s/tracker"}}},
+    "discord": {"bots": {"team": {"token_file": "/s/bot"}}},
+}
 
 
-class TestLogin:
-    def test_not_logged_in_is_a_warning_with_the_way_out(self, paths: Paths) -> None:
-        (problem,) = preflight(paths)
-        assert not problem.fatal
-        assert problem.text == f"not logged in: run `sudo -iu team {paths.home}/.local/bin/claude auth login`"
+class TestSecrets:
+    def test_those_of_what_was_granted(self) -> None:
+        refs = ClaudeCode().secrets(subject_of(library=LIBRARY).granted)
+        assert [(ref.key, ref.variable, ref.file) for ref in refs] == [
+            ("mcp_servers.tracker.secrets.TRACKER", "TRACKER", "/s/tracker"),
+            ("discord.bots.team.token_file", "DISCORD_BOT_TOKEN", "/s/bot"),
+        ]
+        assert list(ClaudeCode().secrets(Library())) == []
 
-    def test_another_config_dir_is_logged_in_on_its_own(self, paths: Paths) -> None:
-        (paths.home / ".claude").mkdir()
-        (paths.home / ".claude/.credentials.json").write_text('{"claudeAiOauth": {}}')
-        (problem,) = preflight(paths, {"CLAUDE_CONFIG_DIR": "/srv/x"})
-        assert "sudo -iu team env CLAUDE_CONFIG_DIR=/srv/x " in problem.text
+    def test_none_stands_in_the_plan(self, paths: Paths) -> None:
+        """But for the last 20 characters of an API key, by which claude remembers that it may use it."""
+        values = {"ANTHROPIC_API_KEY": KEY, "TRACKER": "tracker-secret", "DISCORD_BOT_TOKEN": "bot-secret"}
+        plan = plan_of(paths, library=LIBRARY, secrets=values)
+        everything = repr(plan)
+        assert not [value for value in values.values() if value in everything]
+        assert everything.count(KEY[-20:]) == 1
 
-    @pytest.mark.parametrize(
-        "name",
-        ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_USE_BEDROCK"],
-    )
-    def test_a_variable_is_enough_unless_it_is_empty(self, paths: Paths, name: str) -> None:
-        assert preflight(paths, {name: "1"}) == []
-        assert len(preflight(paths, {name: ""})) == 1
+    def test_nor_in_the_subject_where_it_is_shown(self) -> None:
+        assert "hunter2" not in repr(subject_of(secrets={"A": "hunter2"}))
 
-    @pytest.mark.parametrize(
-        ("file", "content"),
-        [
-            (".claude/.credentials.json", {"claudeAiOauth": {"accessToken": "x"}}),
-            (".claude.json", {"primaryApiKey": "x"}),
-        ],
-    )
-    def test_a_file_is_enough_unless_it_is_broken(self, paths: Paths, file: str, content: dict[str, Any]) -> None:
-        (paths.home / ".claude").mkdir()
-        (paths.home / file).write_text(json.dumps(content))
-        assert preflight(paths) == []
-        for broken in ("", '["primaryApiKey"]', "{}"):
-            (paths.home / file).write_text(broken)
-            assert len(preflight(paths)) == 1
 
-    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/tty")])
-    @pytest.mark.timeout(10)
-    def test_what_is_no_file_holds_nobody_up(self, paths: Paths, make: Callable[[Path], None]) -> None:
-        (paths.home / ".claude").mkdir()
-        make(paths.home / ".claude/.credentials.json")
-        assert len(preflight(paths)) == 1
+class TestCheck:
+    def test_lists_that_have_no_effect_are_warned_of(self) -> None:
+        agent = agent_of(allowed_tools=("Edit",), permissions={"allow": ("Read",), "deny": ("WebFetch",)})
+        problems = list(ClaudeCode().check(agent, Library()))
+        assert [(problem.key, problem.fatal) for problem in problems] == [
+            ("allowed_tools", False),
+            ("permissions.allow", False),
+        ]
 
-    def test_what_nests_without_end_is_no_login(self, paths: Paths) -> None:
-        (paths.home / ".claude").mkdir()
-        (paths.home / ".claude/.credentials.json").write_text("[" * 100_000)
-        assert len(preflight(paths)) == 1
-
-    def test_the_operators_own_way_is_enough(
-        self, paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        managed = tmp_path / "managed-settings.json"
-        managed.write_text('{"apiKeyHelper": "/bin/true"}')
-        assert Path("/etc/claude-code/managed-settings.json") == MANAGED_SETTINGS
-        monkeypatch.setattr("forge_supervisor.harness.claude_code.MANAGED_SETTINGS", managed)
-        assert preflight(paths) == []
+    def test_all_that_is_wrong_is_told(self) -> None:
+        library = Library.model_validate({"mcp_servers": {"ide": {"command": "x"}}})
+        agent = agent_of(
+            effort="much", model="opus-4.7", allowed_tools=("bash",), extra_args=("--bare",),
+            permissions={"skip_prompts": False, "allow": ("mcp__*",), "deny": ("Bash(",)},
+        )  # fmt: skip
+        problems = ClaudeCode().check(agent, library)
+        assert [(problem.key, problem.fatal) for problem in problems] == [
+            ("effort", True),
+            ("model", False),
+            ("allowed_tools", True),
+            ("permissions.allow", True),
+            ("permissions.deny", True),
+            ("mcp_servers", True),
+            ("extra_args", True),
+        ]
 
 
 class TestVersion:
@@ -265,9 +156,7 @@ class TestVersion:
     ) -> None:
         """As an npm install: a script for the node beside it."""
         monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        node = paths.home / ".local/bin/node"
-        node.write_text('#!/bin/sh\necho "1$ANTHROPIC_API_KEY$HOME (Claude Code)"\n')
-        node.chmod(0o755)
+        program(paths.home / ".local/bin/node", 'echo "1$ANTHROPIC_API_KEY$HOME (Claude Code)"')
         (paths.home / ".local/bin/claude").write_text("#!/usr/bin/env node\n")
         assert ClaudeCode().version(plan_of(paths)) == "1"
 

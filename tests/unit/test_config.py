@@ -16,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from forge_supervisor.config import Agent, Config, ConfigError, ExitStatuses, Policy, Problem, Restart, load, schema
+from forge_supervisor.config import (
+    Agent,
+    Config,
+    ConfigError,
+    ExitStatuses,
+    Library,
+    Policy,
+    Problem,
+    Restart,
+    load,
+    schema,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -214,7 +225,7 @@ AGENT = "agents.scout"
         # unknown keys
         ("sockt_name = 'x'", "sockt_name", 'unknown key (did you mean "socket_name"?)'),
         ("[agent.scout]", "agent", 'unknown key (did you mean "agents"?)'),
-        ("xyz = 1", "xyz", 'known here: "socket_name", "defaults", "agents", "harnesses"'),
+        ("xyz = 1", "xyz", 'known here: "skills", "plugins", "mcp_servers", "discord", "socket_name", "defaults", '),
         ("agents.scout.rol = 'x'", "agents.scout.rol", 'did you mean "role"?'),
         ("agents.scout.runAs = 'x'", "agents.scout.runAs", 'did you mean "run_as"?'),
         ("agents.scout.delay_sec = 5", "agents.scout.delay_sec", 'did you mean "restart.delay_sec"?'),
@@ -568,7 +579,10 @@ def test_a_uid_without_a_name_runs_nothing(tmp_path: Path) -> None:
 
 
 def checked(
-    tmp_path: Path, check: Callable[[Agent, frozenset[str]], Iterable[Problem]], own: str = "", drop_in: str = ""
+    tmp_path: Path,
+    check: Callable[[Agent, frozenset[str], Library], Iterable[Problem]],
+    own: str = "",
+    drop_in: str = "",
 ) -> Config:
     write(tmp_path, drop_in, "conf.d/1.toml")
     return loaded(tmp_path, f"[agents.a]\nrole = 'r'\n{own}", check=check)
@@ -577,7 +591,7 @@ def checked(
 def test_the_check_is_told_which_keys_are_the_agents_own(tmp_path: Path) -> None:
     seen: dict[str, frozenset[str]] = {}
 
-    def check(agent: Agent, own: frozenset[str]) -> Iterator[Problem]:
+    def check(agent: Agent, own: frozenset[str], _granted: Library) -> Iterator[Problem]:
         assert agent.model == "opus"
         seen[agent.name] = own
         yield from ()
@@ -624,7 +638,7 @@ def test_what_a_check_finds_in_defaults_is_told_once(tmp_path: Path) -> None:
 def test_only_valid_agents_are_checked(tmp_path: Path) -> None:
     seen = []
 
-    def check(agent: Agent, _own: frozenset[str]) -> list[Problem]:
+    def check(agent: Agent, *_: object) -> list[Problem]:
         seen.append(agent.name)
         return [Problem("role", "is wrong")]
 
@@ -729,9 +743,13 @@ def test_the_example_can_be_loaded(tmp_path: Path, text: str) -> None:
 
 def test_the_example_holds_every_key() -> None:
     text = EXAMPLE.read_text()
-    tables = {"agents", "defaults", "harnesses", "restart", "env"}
+    tables = {
+        *("agents", "defaults", "harnesses", "restart", "env", "permissions", "secrets"),
+        *("discord", "bots", "access", "channels"),
+    }
     for key, _ in properties():
-        written = rf"^\[(.*\.)?{key}[.\]]" if key in tables else rf"^#?{key} = "
+        table = rf"^#?\[(.*\.)?{key}[.\]]"
+        written = table if key in tables else rf"{table}|^#?{key} = "
         assert re.search(written, text, re.MULTILINE), key
 
 

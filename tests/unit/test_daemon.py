@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor import __version__, daemon, units
+from forge_supervisor import daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,79 +15,6 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        daemon.run(["--version"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out == f"forge-supervisor {__version__}\n"
-
-
-def test_schema_is_what_editors_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert daemon.run(["--schema"]) == 0
-    schema = json.loads(capsys.readouterr().out)
-    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert "agents" in schema["properties"]
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    config = tmp_path / "config.toml"
-    config.write_text("colour = 1\n[defaults]\nrun_as = 'x'\n[agents.UPPER]\n")
-    config.chmod(0o600)
-    return config
-
-
-def test_check_tells_every_problem_in_a_line(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert daemon.run(["--config", str(broken), "--check"]) == 78
-    said = capsys.readouterr()
-    assert said.out == ""
-    keys = [line.removeprefix(f"{broken}: ").split(": ")[0] for line in said.err.splitlines()]
-    assert set(keys) >= {"colour", "agents.UPPER"}
-
-
-@pytest.fixture
-def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keeps the tests from a supervisor that runs on this machine; what would be ended is noted."""
-    asked: list[str] = []
-
-    class Nowhere(units.DirectPlacement):
-        async def discard(self) -> None:
-            asked.append("discard")
-
-    monkeypatch.setattr(units, "detect", Nowhere)
-    return asked
-
-
-def test_a_broken_config_is_an_event_a_problem_and_exit_code_78(
-    broken: Path, capfd: pytest.CaptureFixture[str], no_leftovers: list[str]
-) -> None:
-    assert daemon.run(["--config", str(broken), "--log-format", "json"]) == 78
-    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert {(line["event"], line["level"], line["file"]) for line in told} == {("config_error", "error", str(broken))}
-    assert {line["key"] for line in told} >= {"colour", "agents.UPPER"}
-    assert no_leftovers == ["discard"]
-
-
-def test_settings_of_a_harness_that_is_not_there_are_warned_of(tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text("[harnesses.claud-code]\nversion = '1'\n[harnesses.command]\n")
-    config.chmod(0o600)
-    warnings = [problem for problem in daemon.load(config).warnings if problem.key != "agents"]
-    assert [(problem.key, problem.fatal) for problem in warnings] == [("harnesses.claud-code", False)]
-    assert "installed: claude-code, command" in warnings[0].text
-
-
-def test_the_default_config_is_the_systems_or_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert str(daemon.default_config()) == "/etc/forge-supervisor/config.toml"
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/me/cfg")
-    assert str(daemon.default_config()) == "/home/me/cfg/forge-supervisor/config.toml"
-    monkeypatch.delenv("XDG_CONFIG_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert str(daemon.default_config()) == "/home/me/.config/forge-supervisor/config.toml"
 
 
 def test_the_runtime_directory_is_where_the_unit_would_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,14 +52,3 @@ def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
         pass
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o700
-
-
-def test_a_runtime_directory_that_cannot_be_made_is_exit_code_75(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text("")
-    config.chmod(0o600)
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(config / "run"))
-    assert daemon.run(["--config", str(config)]) == 75
-    assert f"the runtime directory {config}/run cannot be used" in capsys.readouterr().err

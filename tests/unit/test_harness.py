@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from forge_supervisor import harness
-from forge_supervisor.config import Agent, HarnessSettings
-from forge_supervisor.harness import Paths
+from forge_supervisor.config import Agent, Library
+from forge_supervisor.harness import Paths, Subject
 from forge_supervisor.harness.command import Command
 
 HOME = Path("/home/team")
@@ -22,11 +22,11 @@ def agent(**keys: Any) -> Agent:
 
 
 def paths(*search: str) -> Paths:
-    return Paths(home=HOME, state=HOME / "state", launch=HOME / "launch", search=search)
+    return Paths(home=HOME, forge=HOME / "forge", agent="scout", search=search)
 
 
 def problems(declared: Agent, *explicit: str) -> list[tuple[str, str]]:
-    return [(problem.key, problem.text) for problem in harness.check_agent(declared, frozenset(explicit))]
+    return [(problem.key, problem.text) for problem in harness.check_agent(declared, frozenset(explicit), Library())]
 
 
 def test_harnesses_are_found_by_their_entry_points() -> None:
@@ -41,7 +41,7 @@ def test_a_harness_from_elsewhere_is_as_good(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_core_names_no_harness() -> None:
-    core = [path for path in Path(harness.__file__).parents[1].rglob("*.py") if path.parent.name != "harness"]
+    core = [path for path in Path(harness.__file__).parents[1].rglob("*.py") if "harness" not in path.parts]
     assert core
     naming = [path.name for path in core if re.search("claude[-_]code", path.read_text())]
     assert naming == ["config.py"], "the default of a key, and what it says of it"
@@ -107,9 +107,9 @@ def test_the_path_is_the_users_programs_and_the_systems_or_what_is_declared() ->
 
 
 def test_a_command_runs_in_its_state_directory_or_where_it_is_told() -> None:
-    plan = Command().plan(agent(command=("sh", "-c", "true")), HarnessSettings(), paths("/bin"))
-    assert (plan.argv, plan.cwd) == (("/bin/sh", "-c", "true"), HOME / "state")
+    plan = Command().plan(Subject(agent(command=("sh", "-c", "true"))), paths("/bin"))
+    assert (plan.argv, plan.cwd) == (("/bin/sh", "-c", "true"), HOME / "forge/agents/scout")
     assert (plan.files, plan.seeds, dict(plan.env)) == ((), (), {})
     for cwd, expected in (("~/work", HOME / "work"), ("/srv", Path("/srv"))):
-        plan = Command().plan(agent(command=("sh",), cwd=cwd), HarnessSettings(), paths("/bin"))
+        plan = Command().plan(Subject(agent(command=("sh",), cwd=cwd)), paths("/bin"))
         assert plan.cwd == expected

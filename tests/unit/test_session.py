@@ -15,7 +15,8 @@ import pytest
 
 from forge_supervisor import events, session, units
 from forge_supervisor.agent import Lifecycle, State
-from forge_supervisor.config import Agent, HarnessSettings
+from forge_supervisor.config import Agent, HarnessSettings, Library
+from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import Handshake, LaunchError
 from forge_supervisor.pidfd import Pidfd
 from forge_supervisor.policy import Exit, Result
@@ -83,17 +84,18 @@ class Stage:
     def __init__(self, realm: FakeRealm, handshake: Handshake) -> None:
         self.realm = realm
         self.events: list[events.Event] = []
+        self.concealed: set[str] = set()
         self._handshake = handshake
 
     def session(self, agent: Agent = AGENT, invocation: str = "c0ffee") -> Session:
         realm: Any = self.realm
         return Session(
-            agent,
+            Declared(agent, HarnessSettings(), Library()),
             invocation,
             realm=realm,
-            settings=HarnessSettings(),
             handshake=self._handshake,
             emit=self.events.append,
+            conceal=self.concealed.update,
         )
 
     @property

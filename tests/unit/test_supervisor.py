@@ -18,13 +18,15 @@ from forge_supervisor.units import DirectPlacement
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from forge_supervisor.declared import Declared
+
 
 class FakeSession:
     """Runs until it is told to end; `obstinate` ones end on SIGKILL only."""
 
-    def __init__(self, agent: Agent, _invocation: str, *, settings: HarnessSettings, **_: Any) -> None:
-        self.agent = agent
-        self.settings = settings
+    def __init__(self, declared: Declared, _invocation: str, **_: Any) -> None:
+        self.declared = declared
+        self.agent = agent = declared.agent
         self.slowness = 50 + 5 * int(agent.name[1:]) if agent.model == "crasher" else 1
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -64,12 +66,17 @@ class Bench:
         self.events: list[events.Event] = []
         nothing: Any = None
         self.supervisor = Supervisor(
-            config, placement=DirectPlacement(), handshake=nothing, emit=self.events.append, changed=lambda: None
+            config,
+            placement=DirectPlacement(),
+            handshake=nothing,
+            emit=self.events.append,
+            conceal=lambda _: None,
+            changed=lambda: None,
         )
 
-    def make(self, agent: Agent, invocation: str, **rest: Any) -> FakeSession:
-        made = FakeSession(agent, invocation, **rest)
-        self.sessions.setdefault(agent.name, []).append(made)
+    def make(self, declared: Declared, invocation: str, **rest: Any) -> FakeSession:
+        made = FakeSession(declared, invocation, **rest)
+        self.sessions.setdefault(declared.agent.name, []).append(made)
         return made
 
     def names(self) -> list[tuple[str, str]]:
@@ -212,7 +219,7 @@ def test_new_settings_of_a_harness_restart_its_agents_alone(play: Play) -> None:
         await bench.until("2 running")
 
     bench = play(config(a={}, b={"harness": "claude-code", "command": None, "role": "r"}), scene)
-    assert [session.settings.version for session in bench.sessions["a"]] == [None, "2"]
+    assert [session.declared.settings.version for session in bench.sessions["a"]] == [None, "2"]
     assert len(bench.sessions["b"]) == 1
 
 

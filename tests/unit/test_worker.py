@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forge_supervisor import units
-from forge_supervisor.config import Agent, HarnessSettings
+from forge_supervisor.config import Agent, HarnessSettings, Library
 from forge_supervisor.units import DirectPlacement, Process, User
 from forge_supervisor.worker import client
 from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
@@ -208,7 +208,7 @@ def ask_real(env: Mapping[str, str], request: Prepare) -> Prepared:
 def test_the_real_worker_builds_what_the_plan_needs(real_env: dict[str, str], tmp_path: Path) -> None:
     settings = HarnessSettings()
     declared = agent(command=("echo", "ä", ""), restart={"limit_interval_sec": "infinity"})
-    prepared = ask_real(real_env, Prepare.of(declared, settings))
+    prepared = ask_real(real_env, Prepare.of(declared, settings, Library()))
     state = tmp_path / "state/forge/agents/scout"
     assert prepared.argv == ["/usr/bin/echo", "ä", ""]
     assert prepared.cwd == str(state)
@@ -217,7 +217,7 @@ def test_the_real_worker_builds_what_the_plan_needs(real_env: dict[str, str], tm
 
 
 def test_a_dry_run_writes_nothing(real_env: dict[str, str], tmp_path: Path) -> None:
-    prepared = ask_real(real_env, Prepare.of(agent(command=("echo",)), HarnessSettings(), dry_run=True))
+    prepared = ask_real(real_env, Prepare.of(agent(command=("echo",)), HarnessSettings(), Library(), dry_run=True))
     assert prepared.argv == ["/usr/bin/echo"]
     assert not (tmp_path / "state").exists()
 
@@ -235,7 +235,7 @@ def test_a_dry_run_writes_nothing(real_env: dict[str, str], tmp_path: Path) -> N
 def test_what_keeps_an_agent_from_starting_is_found(
     real_env: dict[str, str], keys: dict[str, object], key: str, text: str
 ) -> None:
-    prepared = ask_real(real_env, Prepare.of(agent(**keys), HarnessSettings()))
+    prepared = ask_real(real_env, Prepare.of(agent(**keys), HarnessSettings(), Library()))
     (finding,) = prepared.findings
     assert (finding.fatal, finding.key) == (True, key)
     assert text in finding.text
@@ -244,7 +244,7 @@ def test_what_keeps_an_agent_from_starting_is_found(
 
 def test_another_version_than_was_meant_is_a_warning(real_env: dict[str, str]) -> None:
     settings = HarnessSettings(version="0.0")
-    prepared = ask_real(real_env, Prepare.of(agent(command=("bash",)), settings))
+    prepared = ask_real(real_env, Prepare.of(agent(command=("bash",)), settings, Library()))
     (finding,) = prepared.findings
     assert (finding.fatal, finding.key) == (False, "harnesses.command.version")
     assert "GNU bash" in finding.text
@@ -271,7 +271,7 @@ def test_without_a_server_an_exit_is_lost_and_not_success(real_env: dict[str, st
 
 
 def test_a_request_is_one_line_whatever_is_in_it() -> None:
-    request = Prepare.of(agent(command=("a\nb",), role="x\ny"), HarnessSettings())
+    request = Prepare.of(agent(command=("a\nb",), role="x\ny"), HarnessSettings(), Library())
     line = encode(RequestLine(id=1, request=request))
     assert line.count(b"\n") == 1
     assert json.loads(line)["request"]["agent"]["command"] == ["a\nb"]

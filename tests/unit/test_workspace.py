@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_supervisor import json_seed
-from forge_supervisor.harness import File, JsonSeed, LaunchPlan, Paths
+from forge_supervisor.harness import File, JsonSeed, LaunchPlan, Link, Paths
 from forge_supervisor.workspace import WorkspaceError, build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user or to mount")
 NOBODY = 65534
@@ -41,7 +42,7 @@ def paths() -> Iterator[Paths]:
 
 def paths_below(home: Path) -> Paths:
     forge = home / ".local/state/forge"
-    return Paths(home=home, state=forge / "agents/scout", launch=forge / "launch/scout", search=("/bin",))
+    return Paths(home=home, forge=forge, agent="scout", search=("/bin",))
 
 
 def plan_of(paths: Paths, *files: File, seeds: tuple[JsonSeed, ...] = ()) -> LaunchPlan:
@@ -221,7 +222,7 @@ class TestFiles:
         assert (paths.state / "CLAUDE.md").read_text() == "text"
 
     def test_none_is_written_outside_of_the_agents_directories(self, paths: Paths) -> None:
-        for path in (paths.home / "x", paths.state / "sub/x", paths.state / "../../../x"):
+        for path in (paths.home / "x", paths.forge / "x", paths.state / "sub/../../../x"):
             with pytest.raises(WorkspaceError, match="in none of the agent's directories"):
                 build(plan_of(paths, File(path, "x")), paths)
 
@@ -235,6 +236,130 @@ class TestFiles:
         assert names_in(paths.state) == []
 
 
+class TestFolders:
+    def test_what_is_below_the_agents_directories_is_made_too(self, paths: Paths) -> None:
+        plan = plan_of(paths, File(paths.state / ".claude/settings.json", "{}"))
+        assert build(dataclasses.replace(plan, folders=(paths.discord,)), paths) == []
+        assert (paths.state / ".claude/settings.json").read_text() == "{}"
+        assert [mode_of(paths.state / ".claude"), mode_of(paths.discord)] == [0o700, 0o700]
+
+    @pytest.mark.parametrize("obstacle", ["link", "file"])
+    def test_what_an_agent_put_in_the_place_of_one_is_moved_aside(self, paths: Paths, obstacle: str) -> None:
+        """A link to ~/.claude would have us write the user's own settings; an error would lock the agent out."""
+        theirs = paths.home / ".claude"
+        theirs.mkdir()
+        paths.state.mkdir(parents=True)
+        place = paths.state / ".claude"
+        place.symlink_to(theirs) if obstacle == "link" else place.write_text("x")
+        saved = paths.state / ".claude.forge-saved-1"
+        warnings = build(plan_of(paths, File(place / "settings.json", "{}")), paths)
+        assert warnings == [f"{place} was no directory, and is now {saved}"]
+        assert names_in(theirs) == []
+        assert saved.is_symlink() is (obstacle == "link")
+        assert (place / "settings.json").read_text() == "{}"
+
+
+class TestLinks:
+    @pytest.fixture
+    def skills(self, paths: Paths) -> Path:
+        return paths.state / ".claude/skills"
+
+    def link(self, paths: Paths, **targets: str) -> list[str]:
+        links = tuple(Link(paths.state / ".claude/skills" / name, Path(target)) for name, target in targets.items())
+        return build(dataclasses.replace(plan_of(paths), links=links), paths)
+
+    def targets(self, skills: Path) -> dict[str, str]:
+        return {path.name: str(path.readlink()) for path in skills.iterdir() if path.is_symlink()}
+
+    def test_what_is_granted_is_linked_and_what_is_withdrawn_is_gone(self, paths: Paths, skills: Path) -> None:
+        assert self.link(paths, a="/srv/a", b="/srv/b") == []
+        assert self.targets(skills) == {"a": "/srv/a", "b": "/srv/b"}
+        assert self.link(paths, b="/srv/b2", c="/srv/c") == []
+        assert self.targets(skills) == {"b": "/srv/b2", "c": "/srv/c"}
+        assert self.link(paths) == []
+        assert names_in(skills) == []
+
+    def test_without_any_nothing_is_made(self, paths: Paths, skills: Path) -> None:
+        assert self.link(paths) == []
+        assert names_in(paths.launch) == []
+        assert not skills.exists()
+
+    def test_what_the_agent_itself_wrote_stays(self, paths: Paths, skills: Path) -> None:
+        self.link(paths, a="/srv/a")
+        (skills / "own").mkdir()
+        (skills / "own/SKILL.md").write_text("mine")
+        (skills / "friend").symlink_to("/srv/friend")
+        assert self.link(paths) == []
+        assert names_in(skills) == ["friend", "own"]
+
+    def test_a_withdrawn_link_that_the_agent_has_replaced_is_the_agents(self, paths: Paths, skills: Path) -> None:
+        self.link(paths, a="/srv/a", b="/srv/b", c="/srv/c")
+        (skills / "a").unlink()
+        (skills / "a").mkdir()
+        (skills / "b").unlink()
+        (skills / "b").symlink_to("/srv/other")
+        (skills / "c").unlink()
+        assert self.link(paths) == []
+        assert names_in(skills) == ["a", "b"]
+
+    def test_what_is_in_the_place_of_a_link_is_moved_aside_and_logged(self, paths: Paths, skills: Path) -> None:
+        """Not beside it, where it would be a skill by another name."""
+        for number in (1, 2):
+            (skills / "a").unlink(missing_ok=True)
+            (skills / "a").mkdir(parents=True)
+            (skills / "a/SKILL.md").write_text(str(number))
+            saved = paths.state / f".claude/skills-a.forge-saved-{number}"
+            assert self.link(paths, a="/srv/a") == [f"{skills}/a was no link of ours, and is now {saved}"]
+            assert (saved / "SKILL.md").read_text() == str(number)
+        assert self.targets(skills) == {"a": "/srv/a"}
+        assert names_in(skills) == ["a"]
+
+    def test_a_link_of_the_agents_in_its_place_is_moved_aside_as_well(self, paths: Paths, skills: Path) -> None:
+        skills.mkdir(parents=True)
+        (skills / "a").symlink_to("/srv/other")
+        (warning,) = self.link(paths, a="/srv/a")
+        assert "skills-a.forge-saved-1" in warning
+        assert self.targets(skills) == {"a": "/srv/a"}
+
+    @pytest.mark.parametrize(
+        "record", ["", "[]", "not json", '{"/etc/passwd": "x", "../../x": "y", "x": 3, "CLAUDE.md": "z"}']
+    )
+    def test_a_record_that_is_none_is_no_harm(self, paths: Paths, skills: Path, record: str) -> None:
+        """The agent's user can write it."""
+        self.link(paths, a="/srv/a")
+        (paths.launch / "links.json").write_text(record)
+        assert self.link(paths, a="/srv/a") == []
+        assert content_of(paths.launch / "links.json") == {".claude/skills/a": "/srv/a"}
+        assert self.targets(skills) == {"a": "/srv/a"}
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+    @pytest.mark.timeout(10)
+    def test_nor_is_one_that_is_no_file(self, paths: Paths, make: Callable[[Path], None]) -> None:
+        paths.launch.mkdir(parents=True)
+        make(paths.launch / "links.json")
+        self.link(paths, a="/srv/a")
+        assert content_of(paths.launch / "links.json") == {".claude/skills/a": "/srv/a"}
+
+    @pytest.mark.parametrize("step", ["symlink", "rename", "unlink"])
+    def test_after_a_crash_in_between_the_next_start_knows_all(
+        self, paths: Paths, skills: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        self.link(paths, a="/srv/a")
+        real = getattr(os, step)
+
+        def crash(*args: Any, **kwargs: Any) -> Any:
+            if any("links.json" in str(arg) for arg in args):
+                return real(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, step, crash)
+            with pytest.raises(KeyboardInterrupt):
+                self.link(paths, b="/srv/b")
+        self.link(paths)
+        assert names_in(skills) == []
+
+
 class TestSeeds:
     @pytest.fixture
     def file(self, paths: Paths) -> Path:
@@ -245,6 +370,12 @@ class TestSeeds:
         assert content_of(file) == {"a": {"b": True}, "c": ["d"]}
         assert mode_of(file) == 0o600
         assert names_in(paths.home) == [".claude.json", ".local"]
+
+    def test_keys_that_are_to_go_are_gone_and_no_others(self, paths: Paths, file: Path) -> None:
+        file.write_text('{"a": 1, "b": {"a": 2}, "c": 3}')
+        seed = dataclasses.replace(seed_of(paths, {}), removed=frozenset({"a", "none"}))
+        assert build(plan_of(paths, seeds=(seed,)), paths) == []
+        assert content_of(file) == {"b": {"a": 2}, "c": 3}
 
     def test_values_are_merged_and_all_else_stays_as_it_was(self, paths: Paths, file: Path) -> None:
         file.write_text(

@@ -1,0 +1,76 @@
+"""What the configuration says of one agent, and the question to its user's worker that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from forge_supervisor import harness, secrets
+from forge_supervisor.handshake import LaunchError
+from forge_supervisor.worker.messages import Finding, Prepare, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forge_supervisor.config import Agent, Config, HarnessSettings, Library
+    from forge_supervisor.realm import Realm
+    from forge_supervisor.secrets import SecretRef
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An agent with all that was granted and told to it."""
+
+    agent: Agent
+    settings: HarnessSettings
+    granted: Library
+
+    @classmethod
+    def of(cls, agent: Agent, config: Config) -> Declared:
+        return cls(agent, config.settings(agent), config.library.granted(agent))
+
+    def secrets(self) -> dict[str, SecretRef]:
+        """Name the agent's secrets, by variable."""
+        return secrets.of_agent(self.agent, harness.load(self.agent.harness).secrets(self.granted))
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """`prepared` as the worker says; `secrets` with what the supervisor has read itself."""
+
+    prepared: Prepared
+    secrets: Mapping[str, str] = field(repr=False)
+
+
+async def prepare(realm: Realm, declared: Declared, *, dry_run: bool = False) -> Preparation:
+    """Read the agent's secrets and have its user's worker do the rest of `worker.messages.Prepare`.
+
+    Raises WorkerError, and LaunchError if there is no such user.
+    """
+    try:
+        wanted = declared.secrets()
+    except LookupError as error:
+        raise LaunchError("harness", str(error)) from error
+    read: dict[str, str] = {}
+    left: list[SecretRef] = []
+    findings: list[Finding] = []
+    for ref in wanted.values():
+        try:
+            secret = secrets.read_as_root(ref.file)
+        except secrets.SecretError as error:
+            findings.append(Finding(key=ref.key, text=str(error), fatal=True))
+            continue
+        if secret is None:
+            left.append(ref)
+            continue
+        read[ref.variable] = secret.value
+        if secret.warning is not None:
+            findings.append(Finding(key=ref.key, text=secret.warning, fatal=False))
+    if any(finding.fatal for finding in findings):
+        return Preparation(Prepared(argv=[], cwd="/", env={}, findings=findings), {})
+    request = Prepare.of(
+        declared.agent, declared.settings, declared.granted, secrets=read, secret_files=left, dry_run=dry_run
+    )
+    prepared = await realm.ask(request)
+    everything = {**prepared.secrets, **read}
+    return Preparation(prepared.model_copy(update={"findings": [*findings, *prepared.findings]}), everything)

@@ -1,0 +1,129 @@
+"""What an agent has of the library: skills as links, MCP servers in .mcp.json, plugins by their directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_supervisor.config import Problem
+from forge_supervisor.harness import File, Link, expand_home, find_program
+from forge_supervisor.harness.claude_code.login import config_home, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from forge_supervisor.config import Library
+    from forge_supervisor.harness import Paths, Subject
+
+MANIFEST = Path(".claude-plugin/plugin.json")
+# With any other, or without a name, claude leaves the plugin out and says nothing.
+_PLUGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def mcp_file(paths: Paths) -> Path:
+    """Say where the agent's MCP servers are declared: always, for claude ends at a missing file."""
+    return paths.state / ".mcp.json"
+
+
+def catalog_file(paths: Paths) -> Path:
+    """Say where the agent's skills are listed for its system prompt."""
+    return paths.state / ".claude/skill-catalog.md"
+
+
+def files(granted: Library, paths: Paths) -> Iterator[File]:
+    """Make the files that declare what was granted."""
+    servers = {name: _server(granted, name, paths) for name in granted.mcp_servers}
+    origin = tuple(f"mcp_servers.{name}" for name in servers) or ("mcp_servers",)
+    yield File(mcp_file(paths), json.dumps({"mcpServers": servers}, indent=2) + "\n", origin)
+    origin = tuple(f"skills.{name}" for name in granted.skills) or ("skills",)
+    yield File(catalog_file(paths), _catalog(granted), origin)
+
+
+def _server(granted: Library, name: str, paths: Paths) -> dict[str, Any]:
+    server = granted.mcp_servers[name]
+    # Claude puts the agent's variables in the place of ${…}: no secret stands in the file.
+    env = {**server.env, **{variable: f"${{{variable}}}" for variable in server.secrets}}
+    return {"command": expand_home(server.command, paths.home), "args": list(server.args), "env": env}
+
+
+def _catalog(granted: Library) -> str:
+    lines = [
+        f"- /{name}" + (f": {' '.join(skill.description.split())}" if skill.description else "")
+        for name, skill in granted.skills.items()
+    ]
+    return "\n".join(["# Available skills", "", *(lines or ["None."]), ""])
+
+
+def links(subject: Subject, paths: Paths) -> Iterator[Link]:
+    """Link each skill into the agent's directory, under the name by which it was granted."""
+    for name, skill in subject.granted.skills.items():
+        yield Link(paths.state / ".claude/skills" / name, _source(skill.source, paths), (f"skills.{name}",))
+    if "user-skills" in subject.agent.inherit:
+        for source in _users_skills(subject, paths):
+            if source.name not in subject.granted.skills:
+                yield Link(paths.state / ".claude/skills" / source.name, source, ("inherit",))
+
+
+def _users_skills(subject: Subject, paths: Paths) -> list[Path]:
+    directory = config_home(subject.env, paths) / "skills"
+    try:
+        return sorted(path for path in directory.iterdir() if (path / "SKILL.md").is_file())
+    except OSError:
+        return []
+
+
+def plugin_directories(granted: Library, paths: Paths) -> Iterator[Path]:
+    """List the plugins' directories."""
+    for plugin in granted.plugins.values():
+        yield _source(plugin.source, paths)
+
+
+def problems(subject: Subject, paths: Paths) -> Iterator[Problem]:
+    """Find what was granted and is not there. Claude starts without it, and without a word."""
+    granted, user = subject.granted, subject.agent.run_as
+    for name, skill in granted.skills.items():
+        yield from _directory_problems(f"skills.{name}.source", _source(skill.source, paths), Path("SKILL.md"), user)
+    for name, server in granted.mcp_servers.items():
+        try:
+            find_program(server.command, paths.search, home=paths.home)
+        except LookupError as error:
+            yield Problem(f"mcp_servers.{name}.command", str(error))
+    names: dict[str, str] = {}
+    for name, plugin in granted.plugins.items():
+        key, directory = f"plugins.{name}.source", _source(plugin.source, paths)
+        found = list(_directory_problems(key, directory, MANIFEST, user))
+        yield from found
+        if not found:
+            yield from _manifest_problems(name, key, directory, names)
+
+
+def plugin_name(directory: Path) -> str | None:
+    """Read the name in a plugin's manifest; None if claude would not take it."""
+    name = read_json(directory / MANIFEST).get("name")
+    return name if isinstance(name, str) and _PLUGIN_NAME.fullmatch(name) else None
+
+
+def _directory_problems(key: str, directory: Path, needed: Path, user: str) -> Iterator[Problem]:
+    if not directory.is_dir():
+        yield Problem(key, f"{directory} is no directory that {user} can see (namei -l {directory})")
+    elif not os.access(directory / needed, os.R_OK) or not (directory / needed).is_file():
+        yield Problem(key, f"{directory} has no {needed} that {user} can read (is it the right directory?)")
+
+
+def _manifest_problems(name: str, key: str, directory: Path, names: dict[str, str]) -> Iterator[Problem]:
+    manifest_name = plugin_name(directory)
+    if manifest_name is None:
+        text = f'{directory / MANIFEST} has no usable "name" (claude plugin validate {directory} tells more)'
+        yield Problem(key, text)
+        return
+    other = names.setdefault(manifest_name, name)
+    if other != name:
+        text = f'is the plugin "{manifest_name}", as plugins.{other} is, and claude would mix them (grant only one)'
+        yield Problem(key, text)
+
+
+def _source(source: str, paths: Paths) -> Path:
+    return Path(expand_home(source, paths.home))

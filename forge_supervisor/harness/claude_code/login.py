@@ -1,0 +1,84 @@
+"""Logins and the answers to a first start's questions: claude's own files below the user's home.
+
+They are read in place and never copied: one login serves all agents of a Linux user.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forge_supervisor.harness import JsonSeed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from forge_supervisor.harness import LaunchPlan, Paths, Subject
+
+CREDENTIAL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
+MANAGED_SETTINGS = Path("/etc/claude-code/managed-settings.json")
+MOST_READ_BYTES = 64 * 1024 * 1024
+
+
+def answers(subject: Subject, paths: Paths) -> JsonSeed:
+    """Answer what a first start would ask; of an API key claude remembers the last 20 characters."""
+    state = Path(os.path.realpath(paths.state))  # a path through a symbolic link does not count
+    imports = {"hasClaudeMdExternalIncludesApproved": True, "hasClaudeMdExternalIncludesWarningShown": True}
+    projects = {str(state): {"hasTrustDialogAccepted": True, **imports}}
+    values: dict[str, Any] = {"hasCompletedOnboarding": True, "projects": projects}
+    if key := subject.env.get("ANTHROPIC_API_KEY"):
+        values["customApiKeyResponses"] = {"approved": [key[-20:]]}
+    file = config_file(subject.env, paths)
+    return JsonSeed(file, values, Path(f"{file}.lock"))
+
+
+def config_home(env: Mapping[str, str], paths: Paths) -> Path:
+    """Find the directory that claude keeps the user's things in."""
+    chosen = env.get("CLAUDE_CONFIG_DIR")
+    return paths.state / chosen if chosen else paths.home / ".claude"
+
+
+def has_credentials(env: Mapping[str, str], paths: Paths) -> bool:
+    """Tell whether there is a login of any kind; `claude auth status` would know best, but writes to the home."""
+    return (
+        any(env.get(name) for name in CREDENTIAL_VARIABLES)
+        or any(value for name, value in env.items() if name.startswith("CLAUDE_CODE_USE_"))  # Bedrock, Vertex, …
+        or bool(read_json(config_home(env, paths) / ".credentials.json"))
+        or "primaryApiKey" in read_json(config_file(env, paths))
+        or "apiKeyHelper" in read_json(MANAGED_SETTINGS)
+    )
+
+
+def command(subject: Subject, plan: LaunchPlan, *arguments: str) -> str:
+    """Write the command by which an operator runs claude as the agent's user does."""
+    return f"sudo -iu {subject.agent.run_as} {' '.join((*_program(subject, plan), *arguments))}"
+
+
+def _program(subject: Subject, plan: LaunchPlan) -> Iterator[str]:
+    if chosen := subject.env.get("CLAUDE_CONFIG_DIR"):
+        yield from ("env", f"CLAUDE_CONFIG_DIR={chosen}")
+    yield plan.argv[0]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what the user may have put there: nothing that is no regular file (a FIFO blocks), and no end of it."""
+    try:
+        # O_NONBLOCK: open(2) of a FIFO waits for a writer otherwise.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return {}
+            content = json.loads(file.read(MOST_READ_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def config_file(env: Mapping[str, str], paths: Paths) -> Path:
+    """Find the file that claude calls its global config."""
+    legacy = config_home(env, paths) / ".config.json"
+    if legacy.is_file() and legacy.stat().st_size > 0:  # then it goes before .claude.json
+        return legacy
+    return (config_home(env, paths) if env.get("CLAUDE_CONFIG_DIR") else paths.home) / ".claude.json"

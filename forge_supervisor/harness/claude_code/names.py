@@ -1,0 +1,112 @@
+"""Names that claude takes in silence or with a dialog where they are wrong: models, rules, servers, options.
+
+What it makes of them was seen on 2.1.330.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from forge_supervisor.config import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+
+_ALIASES = frozenset({"best", "default", "fable", "haiku", "opus", "opusplan", "sonnet"})
+_DOTTED = re.compile(r"(?:claude-)?([a-z]+)-(\d+)\.(\d+)(\[1m\])?")
+# It declares none of these, or hides its tools, and says nothing.
+_RESERVED = frozenset(
+    {"claude-code-remote", "claude-in-chrome", "computer-use", "ide", "remote-devices", "webagent", "workspace"}
+)
+_NEVER = "would undo what keeps the agent to what was declared"
+_OPTIONS = {
+    "--add-dir": "use add_dirs",
+    "--allow-dangerously-skip-permissions": "use permissions.skip_prompts",
+    "--allowedTools": "use allowed_tools",
+    "--allowed-tools": "use allowed_tools",
+    "--append-system-prompt-file": "use role",
+    "--bare": _NEVER,
+    "--bg": "the agent would run where nobody watches it",
+    "--background": "the agent would run where nobody watches it",
+    "--channels": "use discord_bot",
+    "--dangerously-skip-permissions": "use permissions.skip_prompts",
+    "--disallowedTools": "use permissions.deny",
+    "--disallowed-tools": "use permissions.deny",
+    "--effort": "use effort",
+    "--mcp-config": "use mcp_servers",
+    "--model": "use model",
+    "--permission-mode": "use permissions",
+    "--plugin-dir": "use plugins",
+    "--print": "the agent would answer once and end",
+    "-p": "the agent would answer once and end",
+    "--setting-sources": "use inherit",
+    "--settings": _NEVER,
+    "--strict-mcp-config": _NEVER,
+}
+
+
+def effort_problems(effort: str) -> Iterator[Problem]:
+    """Refuse an effort that claude ignores without a word."""
+    if effort not in EFFORTS:
+        yield Problem("effort", f'"{effort}" is no effort level (use one of {", ".join(EFFORTS)})')
+
+
+def model_problems(model: str | None) -> Iterator[Problem]:
+    """Refuse what cannot be a model, and warn of what claude starts with all the same, by guessing."""
+    if model is None:
+        return
+    if model.startswith("-") or not model.isprintable():
+        yield Problem("model", f"{json.dumps(model)} is no model name (use an alias such as opus, or a full id)")
+    elif dotted := _DOTTED.fullmatch(model):
+        family, major, minor, window = dotted.groups("")
+        text = f'claude knows no "{model}" (did you mean "claude-{family}-{major}-{minor}{window}"?)'
+        yield Problem("model", text, fatal=False)
+    elif model.lower().strip().removesuffix("[1m]") not in _ALIASES and "claude-" not in model:
+        text = f'claude may not know "{model}" (its aliases: {", ".join(sorted(_ALIASES))}; or a full id, claude-…)'
+        yield Problem("model", text, fatal=False)
+
+
+def rule_problems(key: str, rules: Iterable[str], *, allow: bool) -> Iterator[Problem]:
+    """Refuse rules over which claude opens a dialog when it starts, to which nobody is there to answer."""
+    for rule in rules:
+        if why := _why_no_rule(rule, allow=allow):
+            yield Problem(key, f"{json.dumps(rule)} is no permission rule: {why}")
+
+
+def _why_no_rule(rule: str, *, allow: bool) -> str | None:
+    tool, opened, content = rule.partition("(")
+    if tool.startswith("mcp__"):
+        if allow and tool == "mcp__*":
+            return "it would allow all servers' tools (name one: mcp__server)"
+        return "an MCP tool's has no parentheses (mcp__server__tool)" if opened else None
+    return _why_no_rule_of_a_tool(tool, opened, content)
+
+
+def _why_no_rule_of_a_tool(tool: str, opened: str, content: str) -> str | None:
+    if tool[:1].islower():
+        return 'a tool\'s name begins with a capital letter ("Bash")'
+    if opened and not content.endswith(")"):
+        return "its parenthesis is not closed"
+    if opened and not content[:-1].strip():
+        return "there is nothing in its parentheses (leave them out)"
+    if tool == "WebFetch" and opened and not content.startswith("domain:"):
+        return "a WebFetch rule names a domain (WebFetch(domain:example.org))"
+    return None
+
+
+def server_problems(names: Iterable[str]) -> Iterator[Problem]:
+    """Refuse servers that claude would not load, for it has its own of the name."""
+    for name in names:
+        if name.lower() in _RESERVED:
+            yield Problem("mcp_servers", f'"{name}" is a name that claude keeps for itself (give the server another)')
+
+
+def option_problems(arguments: Iterable[str]) -> Iterator[Problem]:
+    """Refuse options that are set by other keys, or that break what those promise."""
+    for argument in arguments:
+        if why := _OPTIONS.get(argument.partition("=")[0]):
+            yield Problem("extra_args", f"{argument.partition('=')[0]} cannot be given here ({why})")

@@ -1,0 +1,122 @@
+"""The command ``forge-supervisor``: its arguments, and what each of its verbs does."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from forge_supervisor import __version__, check, config, daemon, harness, journal, units
+from forge_supervisor.import_nix import import_nix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from forge_supervisor.config import Config
+
+EX_CONFIG = 78
+"""sysexits.h; the unit lists it in RestartPreventExitStatus=."""
+EX_TEMPFAIL = 75
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code."""
+    options = _parser().parse_args(arguments)
+    if options.schema:
+        print(json.dumps(config.schema(), indent=2))
+        return 0
+    if options.verb == "import-nix":
+        return import_nix(options.file)
+    journal.configure(options.log_format)
+    supervises = options.verb is None and not options.check
+    try:
+        loaded = load(options.config)
+    except config.ConfigError as error:
+        if supervises:
+            daemon.refuse(error)
+        else:
+            print(error, file=sys.stderr)
+        return EX_CONFIG
+    if supervises:
+        return _supervise(loaded, options.config)
+    return _look(loaded, options)
+
+
+def _look(loaded: Config, options: argparse.Namespace) -> int:
+    if options.verb == "explain":
+        return asyncio.run(check.explain(loaded, options.agent, as_json=options.json))
+    if options.verb == "shell":
+        seat = asyncio.run(check.seat(loaded, options.agent))
+        return seat if isinstance(seat, int) else check.enter(seat, options.command)
+    return asyncio.run(check.check(loaded))
+
+
+def _supervise(loaded: Config, path: Path) -> int:
+    try:
+        with daemon.only_one(daemon.runtime_directory()) as directory:
+            return asyncio.run(daemon.Daemon(loaded, lambda: load(path), directory).run())
+    except (daemon.UnusableRuntimeError, units.PlacementError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EX_TEMPFAIL
+
+
+def load(path: Path) -> Config:
+    """Read the configuration, with what the installed harnesses say of it. Raises ConfigError."""
+    loaded = config.load(path, check=harness.check_agent)
+    idle = [name for name in loaded.harnesses if name not in harness.names()]
+    text = f"no such harness is installed (installed: {', '.join(harness.names())})"
+    warnings = [config.Problem(f"harnesses.{name}", text, fatal=False, file=str(path)) for name in idle]
+    return dataclasses.replace(loaded, warnings=(*loaded.warnings, *warnings))
+
+
+def default_config() -> Path:
+    if os.geteuid() == 0:
+        return Path("/etc/forge-supervisor/config.toml")
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "forge-supervisor/config.toml"
+
+
+def _parser() -> argparse.ArgumentParser:
+    described = "Supervise coding agents in tmux sessions. Without a command: run, until a signal ends it."
+    parser = argparse.ArgumentParser("forge-supervisor", description=described)
+    _add_config(parser, default_config())
+    parser.add_argument("--check", action="store_true", help="validate, print what would run, and exit")
+    parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, and exit")
+    parser.add_argument(
+        "--log-format",
+        choices=get_args(journal.LogFormat),
+        default="auto",
+        help="auto: journal fields where stderr is the journal, otherwise lines for people",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+    explain = verbs.add_parser("explain", help="print how an agent is started: command, environment, files")
+    explain.add_argument("agent", metavar="AGENT")
+    explain.add_argument("--json", action="store_true", help="for programs")
+    shell = verbs.add_parser("shell", help="open a shell in an agent's directory, with its environment, as its user")
+    shell.add_argument("agent", metavar="AGENT")
+    shell.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND …", help="run this instead of a shell")
+    nix = verbs.add_parser("import-nix", help="print the configuration that the Nix modules' services.forge amounts to")
+    nix.add_argument("file", type=Path, metavar="FILE.json", help="what nix eval --json printed; - for standard input")
+    for verb in (explain, shell):
+        # Not to undo what stood before the verb.
+        _add_config(verb, argparse.SUPPRESS)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: Path | str) -> None:
+    usual = f"configuration (default: {default_config()})"
+    parser.add_argument("--config", type=Path, default=default, metavar="FILE", help=usual)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Secrets: which variable is in which file, who may read that, and what it says.
+
+A file of which every part of the path is root's is read by root, in the supervisor. Any other is read in the worker, by
+the agent's own user: whoever can choose a path's parts could otherwise have root read what they like.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forge_supervisor.config_files import Problem
+from forge_supervisor.trust import others_way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from forge_supervisor.config import Agent
+
+MOST_BYTES = 65_536
+"""Of one file: the kernel takes no variable of more than 128 KiB (execve(2))."""
+SHORTEST = 4
+"""Characters of the shortest value that is masked in logs: a shorter one stands in too many words."""
+MASK = "[secret]"
+
+_CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
+_OF_THE_UNIT = Path("/run/credentials/forge-supervisor.service")
+# PrivateTmp= in the supervisor's unit shows it others than the agents see.
+_PRIVATE = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - nothing is written there
+
+
+class SecretError(Exception):
+    """A secret cannot be had; the text is a sentence that names the file and the way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A variable of an agent, and where its value is. `key` is the key path that says so."""
+
+    key: str
+    variable: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    value: str = field(repr=False)
+    warning: str | None = None
+
+
+def of_agent(agent: Agent, of_its_grants: Iterable[SecretRef]) -> dict[str, SecretRef]:
+    """Gather the agent's secrets, by variable: its own, and those that what it was granted needs."""
+    own = (SecretRef(f"secrets.{variable}", variable, file) for variable, file in agent.secrets.items())
+    return {ref.variable: ref for ref in (*of_its_grants, *own)}
+
+
+def conflicts(agent: Agent, of_its_grants: Iterable[SecretRef]) -> Iterator[Problem]:
+    """Find variables that two places want to set: all that runs in an agent shares one environment."""
+    own = (SecretRef(f"secrets.{variable}", variable, file) for variable, file in agent.secrets.items())
+    seen: dict[str, SecretRef] = {}
+    for ref in (*of_its_grants, *own):
+        if ref.variable in agent.env:
+            yield Problem(f"env.{ref.variable}", f"is set by {ref.key} too (remove one of the two)")
+        other = seen.setdefault(ref.variable, ref)
+        if other.file != ref.file:
+            text = f"{other.key} wants another file for it, and an agent has one environment (rename one of the two)"
+            yield Problem(ref.key, text)
+
+
+def read_as_root(file: str) -> Secret | None:
+    """Read what is the supervisor's to read: credentials of its unit, and as root what is root's; None for the rest.
+
+    Raises SecretError.
+    """
+    if file.startswith(_CREDENTIALS):
+        return read(_credentials() / file.removeprefix(_CREDENTIALS))
+    path = Path(file)
+    if os.geteuid() != 0 or not path.is_absolute():
+        return None
+    try:
+        if others_way(path) is not None or path.stat().st_uid != 0:
+            return None
+    except FileNotFoundError:
+        if any(path.is_relative_to(directory) for directory in _PRIVATE):
+            return None
+        raise SecretError(f"{path}: there is no such file (write the secret into it, mode 600)") from None
+    except OSError:
+        # A home, which the unit does not show; or a path of somebody else's that leads nowhere.
+        return None
+    return read(path)
+
+
+def _credentials() -> Path:
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    if given:
+        return Path(given)
+    if os.geteuid() == 0 and _OF_THE_UNIT.is_dir():  # a command in a shell, while the service runs
+        return _OF_THE_UNIT
+    raise SecretError(
+        "the supervisor has been given no credentials (systemctl edit forge-supervisor: "
+        "[Service] LoadCredential=NAME:/path; only the running service has them)"
+    )
+
+
+def read(path: Path) -> Secret:
+    """Read one secret: the text of a regular file, without the line ends after it. Raises SecretError."""
+    try:
+        # Not blocking: a FIFO would wait for a writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SecretError(f"{path} is no regular file (name the file that holds the secret)")
+            content = stream.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise SecretError(f"{path}: there is no such file (write the secret into it, mode 600)") from None
+    except OSError as error:
+        raise SecretError(f"{path} cannot be read: {error.strerror} (see: namei -l {path})") from None
+    return Secret(_value(path, content), _warning(path, content, status))
+
+
+def _value(path: Path, content: bytes) -> str:
+    if len(content) > MOST_BYTES:
+        raise SecretError(f"{path} is larger than {MOST_BYTES} bytes (is it the right file?)")
+    try:
+        value = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise SecretError(f"{path} is no UTF-8 text (is it the right file?)") from None
+    if not value.strip():
+        raise SecretError(f"{path} is empty (write the secret into it)")
+    if "\0" in value:
+        raise SecretError(f"{path} holds a NUL character, which no variable can (is it the right file?)")
+    return value
+
+
+def _warning(path: Path, content: bytes, status: os.stat_result) -> str | None:
+    if status.st_mode & stat.S_IROTH:
+        return f"every user of this machine may read {path} (chmod o-r {path})"
+    if len(content.strip()) < SHORTEST:
+        return f"{path} holds less than {SHORTEST} characters, too few to be masked in logs"
+    return None
+
+
+def parts(values: Iterable[str]) -> list[str]:
+    """List what is to be masked of these values, the longest first: them, and the long lines of each."""
+    found = {part for value in values for part in (value, *(line.strip() for line in value.splitlines()))}
+    return sorted((part for part in found if len(part) >= SHORTEST), key=len, reverse=True)
+
+
+def masked(text: str, secret: Iterable[str]) -> str:
+    """Put a mask in the place of each of `parts`."""
+    for part in secret:
+        text = text.replace(part, MASK)
+    return text
+
+
+def masked_environment(env: Mapping[str, str], secret: Iterable[str]) -> dict[str, str]:
+    """Mask the values of the variables named."""
+    hidden = set(secret)
+    return {name: MASK if name in hidden else value for name, value in env.items()}
