@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+import tomlkit
 from messages_api import texts_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ PATIENCE_SEC = 30.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("ip", "nsenter", "tmux", "unshare", "useradd", "userdel")
 API = Path(__file__).with_name("messages_api.py")
+MCP_SERVER = Path(__file__).with_name("mcp_server.py")
 RESTART_DELAY_SEC = 0.2
 # $1: the network's only server. An empty /run has no systemd in it to put the agents into another network.
 BEGIN = 'ip link set lo up && mount -t tmpfs -o mode=755 tmpfs /run && exec "$@"'
@@ -59,6 +61,8 @@ class Lab:
         self.user = f"forge-{secrets.token_hex(4)}"
         self._directory = directory
         self._requests = directory / "requests"
+        self._config = directory / "config/config.toml"
+        self._mcp_script = directory / "mcp_server.py"
         self._events: list[Json] = []
         self._heard = threading.Condition()
         self._api: subprocess.Popen[bytes] | None = None
@@ -73,6 +77,8 @@ class Lab:
     def begin(self) -> None:
         self._directory.chmod(0o755)
         self._requests.mkdir()
+        shutil.copy(MCP_SERVER, self._mcp_script)
+        self._mcp_script.chmod(0o644)
         useradd = ["useradd", "--no-create-home", "--home-dir", str(self.home), "--shell", "/bin/sh", self.user]
         subprocess.run(useradd, check=True, env={"PATH": PATH})
         self.home.mkdir(mode=0o755)
@@ -83,24 +89,50 @@ class Lab:
         wait_for(port_file.exists, "the stand-in for the API does not start")
         self._port = port_file.read_text()
 
-    def start(self, agents: Mapping[str, Json]) -> None:
+    def start(self, agents: Mapping[str, Json], library: Mapping[str, Json] | None = None) -> None:
         """Start the supervisor on these agents. Each gets an API key that claude has never seen, unless it has env."""
-        assert self._api is not None
-        config = self._directory / "config/config.toml"
-        config.parent.mkdir()
-        config.write_text("\n".join(self._configuration(agents)))
+        self.configure(agents, library)
         self._daemon = subprocess.Popen(
-            [
-                *("nsenter", "--target", str(self._api.pid), "--net", "--mount", "--"),
-                *(str(Path(sys.executable).with_name("forge-supervisor")), "--log-format", "json"),
-                *("--config", str(config)),
-            ],
+            [*self._supervisor(), "--log-format", "json", "--config", str(self._config)],
             stderr=subprocess.PIPE,
             text=True,
             env={"PATH": PATH, "LEAK": "a variable of the supervisor's"},
         )
         self._listener = threading.Thread(target=self._listen, args=[self._daemon.stderr])
         self._listener.start()
+
+    def configure(self, agents: Mapping[str, Json], library: Mapping[str, Json] | None = None) -> None:
+        """Write the configuration, which `start` or `reload` reads; library has top-level tables."""
+        self._config.parent.mkdir(exist_ok=True)
+        self._config.write_text(tomlkit.dumps(self._configuration(agents, library or {})))
+
+    def reload(self) -> None:
+        assert self._daemon is not None
+        self._daemon.send_signal(signal.SIGHUP)
+
+    def command(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run forge-supervisor as root, on the same configuration."""
+        return subprocess.run(
+            [*self._supervisor(), "--config", str(self._config), *arguments],
+            env={"PATH": PATH}, check=False, capture_output=True, text=True, timeout=PATIENCE_SEC, input=stdin,
+        )  # fmt: skip
+
+    def give(self, path: Path, text: str, *, mode: str = "600") -> Path:
+        """Put a file into the user's home, as the user would."""
+        script = 'umask 077; mkdir -p "$(dirname "$1")" && cat >"$1" && chmod "$2" "$1"'
+        self.as_user("sh", "-c", script, "sh", str(path), mode, stdin=text)
+        return path
+
+    def state_of(self, agent: str) -> Path:
+        return self.home / ".local/state/forge/agents" / agent
+
+    def mcp_server(self, tag: str, **keys: Any) -> Json:
+        """Return a stand-in MCP server (mcp_server.py), which leaves a note of each of its starts for `spawned`."""
+        return {"command": "/usr/bin/python3", "args": [str(self._mcp_script), str(self.home / "spawned"), tag], **keys}
+
+    def spawned(self) -> dict[str, Json]:
+        """Return the environment of every stand-in MCP server that was started, by its tag."""
+        return {path.stem: json_of(path) for path in (self.home / "spawned").glob("*.json")}
 
     def stop(self) -> int:
         """Stop the supervisor and with it all agents; return its exit code."""
@@ -145,6 +177,12 @@ class Lab:
         wait_for(lambda: json_of(file).get("status") == "idle", lambda: self._story(agent))
         return pid
 
+    def idle(self, agent: str) -> None:
+        """Wait until the agent's present session waits for words (again)."""
+        with self._heard:
+            events = [(event["event"], event.get("agent")) for event in self._events]
+        self.prompt(agent, events.count(("agent_started", agent)))
+
     def say(self, agent: str, text: str) -> None:
         """Type as somebody at the agent's terminal does, and press Enter."""
         self.tmux("load-buffer", "-b", "words", "-", stdin=text)
@@ -181,17 +219,22 @@ class Lab:
     def tmux(self, *args: str, stdin: str | None = None) -> str:
         return self.as_user("tmux", "-u", "-N", "-L", "forge", *args, stdin=stdin)
 
-    def _configuration(self, agents: Mapping[str, Json]) -> Iterator[str]:
-        yield f'defaults.run_as = "{self.user}"'
-        yield f"defaults.restart.delay_sec = {RESTART_DELAY_SEC}"
-        yield f"harnesses.claude-code.binary = {json.dumps(self.claude)}"
+    def _configuration(self, agents: Mapping[str, Json], library: Mapping[str, Json]) -> Json:
+        made = {}
         for name, agent in agents.items():
-            keys = {"role": "Wait.", **agent}
-            env = keys.pop("env", None) or self.variables(ANTHROPIC_API_KEY=f"sk-ant-api03-{name:->40}")
-            yield f"[agents.{name}]"
-            # A JSON string is a TOML string, and so are numbers and lists.
-            yield from (f"{key} = {json.dumps(value)}" for key, value in keys.items())
-            yield from (f"env.{key} = {json.dumps(value)}" for key, value in env.items())
+            env = {"env": self.variables(ANTHROPIC_API_KEY=f"sk-ant-api03-{name:->40}")}
+            made[name] = {"role": "Wait.", **env, **agent}
+        return {
+            "defaults": {"run_as": self.user, "restart": {"delay_sec": RESTART_DELAY_SEC}},
+            "harnesses": {"claude-code": {"binary": self.claude}},
+            **library,
+            "agents": made,
+        }
+
+    def _supervisor(self) -> list[str]:
+        assert self._api is not None
+        enter = ["nsenter", "--target", str(self._api.pid), "--net", "--mount", "--"]
+        return [*enter, str(Path(sys.executable).with_name("forge-supervisor"))]
 
     def _listen(self, log: IO[str]) -> None:
         with log:

@@ -2,13 +2,16 @@
 
 It listens on a free port of the loopback, writes the port to PORTFILE when it is
 ready, keeps the body of every message request as LOGDIR/<number>.json, and
-answers each with the last line of what the user said, after 'ECHO '.
+answers each with the last line of what the user said, after 'ECHO '. A line
+`TOOL {"name": …, "input": {…}}` is answered by that use of a tool, and what
+comes of it by 'DONE'.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -55,9 +58,10 @@ class Handler(BaseHTTPRequestHandler):
         partial.rename(path)
 
     def _reply(self, request: Json) -> None:
-        text = f"ECHO {last_words(request)}"
+        block = answer_to(request)
+        end = "tool_use" if block["type"] == "tool_use" else "end_turn"
         message: Json = {
-            "id": "msg_1",
+            "id": f"msg_{secrets.token_hex(8)}",  # claude takes two of one id for one
             "type": "message",
             "role": "assistant",
             "model": request["model"],
@@ -67,13 +71,13 @@ class Handler(BaseHTTPRequestHandler):
             "usage": {"input_tokens": 1, "output_tokens": 1},
         }
         if not request.get("stream"):
-            self._answer(200, message | {"content": [{"type": "text", "text": text}], "stop_reason": "end_turn"})
+            self._answer(200, message | {"content": [block], "stop_reason": end})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        for event in events(message, text):
+        for event in events(message, block, end):
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
         self.close_connection = True
 
@@ -86,14 +90,44 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
 
-def events(message: Json, text: str) -> Iterator[Json]:
+def events(message: Json, block: Json, end: str) -> Iterator[Json]:
     yield {"type": "message_start", "message": message}
-    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-    yield {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    if block["type"] == "text":
+        start: Json = {"type": "text", "text": ""}
+        delta: Json = {"type": "text_delta", "text": block["text"]}
+    else:
+        start = block | {"input": {}}
+        delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+    yield {"type": "content_block_start", "index": 0, "content_block": start}
+    yield {"type": "content_block_delta", "index": 0, "delta": delta}
     yield {"type": "content_block_stop", "index": 0}
-    end = {"stop_reason": "end_turn", "stop_sequence": None}
-    yield {"type": "message_delta", "delta": end, "usage": {"output_tokens": 1}}
+    delta = {"stop_reason": end, "stop_sequence": None}
+    yield {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 1}}
     yield {"type": "message_stop"}
+
+
+def answer_to(request: Json) -> Json:
+    """Return the block that answers a request."""
+    words = last_words(request)
+    if new_results(request):
+        return {"type": "text", "text": "DONE"}
+    if words.startswith("TOOL ") and request.get("tools"):
+        use = json.loads(words.removeprefix("TOOL "))
+        return {"type": "tool_use", "id": f"toolu_{secrets.token_hex(8)}", "input": {}, **use}
+    return {"type": "text", "text": f"ECHO {words}"}
+
+
+def new_results(request: Json) -> list[Json]:
+    """Return the results of tools that came after the last answer, unless somebody has said something since."""
+    new: list[Json] = []
+    for message in reversed(request["messages"]):
+        if message["role"] == "assistant":
+            break
+        if any("TOOL {" in text for text in texts_of(message)):
+            return []
+        if isinstance(message["content"], list):
+            new += (block for block in message["content"] if block["type"] == "tool_result")
+    return new
 
 
 def last_words(request: Json) -> str:

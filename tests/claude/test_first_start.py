@@ -6,21 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from claude_lab import said, wait_for
+from claude_lab import said
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from claude_lab import Lab
-
-
-def give(lab: Lab, path: Path, text: str) -> None:
-    """Put a file into the user's home, as the user would."""
-    lab.as_user("sh", "-c", 'umask 077; mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", str(path), stdin=text)
-
-
-def state_of(lab: Lab, agent: str) -> Path:
-    return lab.home / ".local/state/forge/agents" / agent
 
 
 def first_request(lab: Lab, agent: str) -> str:
@@ -50,29 +40,21 @@ def test_no_login_at_all(lab: Lab) -> None:
 
 
 def test_a_role_that_imports_a_file_of_elsewhere(lab: Lab) -> None:
-    give(lab, lab.home / "team/rules.md", "Everybody whistles.")
+    lab.give(lab.home / "team/rules.md", "Everybody whistles.")
     lab.start({"scout": {"role": f"See @{lab.home}/team/rules.md"}})
     assert "Everybody whistles." in first_request(lab, "scout")
 
 
-def test_an_mcp_json_in_the_agents_directory(lab: Lab) -> None:
-    server = {"command": "sh", "args": ["-c", 'touch "$HOME/started"; cat']}
-    give(lab, state_of(lab, "scout") / ".mcp.json", json.dumps({"mcpServers": {"whistle": server}}))
-    lab.start({"scout": {}})
-    lab.prompt("scout")
-    wait_for((lab.home / "started").exists, "the server is not started")
-
-
 def test_an_agents_directory_that_is_a_git_repository(lab: Lab) -> None:
     """Trap: trust in a directory above is not used then."""
-    lab.as_user("git", "init", "-q", str(state_of(lab, "scout")))
+    lab.as_user("git", "init", "-q", str(lab.state_of("scout")))
     lab.start({"scout": {}})
     lab.prompt("scout")
 
 
 def test_a_home_that_is_a_git_repository(lab: Lab) -> None:
     """Claude keeps what it was told of a project under the root of its repository."""
-    give(lab, lab.home / "team.md", "Everybody whistles.")
+    lab.give(lab.home / "team.md", "Everybody whistles.")
     lab.as_user("git", "init", "-q", str(lab.home))
     lab.start({"scout": {"role": "Wait."}, "herald": {"role": f"See @{lab.home}/team.md"}})
     lab.prompt("scout")
@@ -98,13 +80,13 @@ def test_another_config_dir(lab: Lab) -> None:
 
 def test_a_config_file_of_old(lab: Lab) -> None:
     """It goes before ~/.claude.json wherever it is."""
-    give(lab, lab.home / ".claude/.config.json", '{"theme": "dark"}')
+    lab.give(lab.home / ".claude/.config.json", '{"theme": "dark"}')
     lab.start({"scout": {}})
     lab.prompt("scout")
 
 
 def test_a_config_file_that_is_a_link_into_the_dotfiles(lab: Lab) -> None:
-    give(lab, lab.home / "dotfiles/claude.json", '{"hasUsedStash": true}')
+    lab.give(lab.home / "dotfiles/claude.json", '{"hasUsedStash": true}')
     lab.as_user("ln", "-s", "dotfiles/claude.json", str(lab.home / ".claude.json"))
     lab.start({"scout": {}})
     lab.prompt("scout")
@@ -113,7 +95,7 @@ def test_a_config_file_that_is_a_link_into_the_dotfiles(lab: Lab) -> None:
 
 
 def test_a_corrupt_config_file(lab: Lab) -> None:
-    give(lab, lab.home / ".claude.json", '{"projects": {')
+    lab.give(lab.home / ".claude.json", '{"projects": {')
     lab.start({"scout": {}})
     warning = lab.event("agent_warning", "scout")["problem"]
     assert "was no JSON object and was written anew" in warning
@@ -123,8 +105,8 @@ def test_a_corrupt_config_file(lab: Lab) -> None:
 def test_instructions_of_elsewhere_do_not_leak_in(lab: Lab) -> None:
     """Trap: ~/CLAUDE.md, ~/.claude/CLAUDE.md and rules reach the agent although sources=project."""
     for place in ("CLAUDE.md", ".claude/CLAUDE.md", ".claude/rules/a.md", ".local/state/forge/CLAUDE.md"):
-        give(lab, lab.home / place, "LEAK")
-    give(lab, state_of(lab, "scout") / ".claude/rules/own.md", "My own rule.")
+        lab.give(lab.home / place, "LEAK")
+    lab.give(lab.state_of("scout") / ".claude/rules/own.md", "My own rule.")
     lab.start({"scout": {"role": "Mine."}})
     request = first_request(lab, "scout")
     assert "LEAK" not in request

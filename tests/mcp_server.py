@@ -1,0 +1,57 @@
+"""A stand-in MCP server: `python mcp_server.py DIRECTORY TAG [channel]`, on standard input and output.
+
+It writes its environment to DIRECTORY/TAG.json when it is started, and offers a tool `alpha`, which answers 'RAN TAG'.
+As a channel it also sends the message 'PUSHED'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def answer(method: str, parameters: dict[str, Any], tag: str, *, channel: bool) -> dict[str, Any] | None:
+    match method:
+        case "initialize":
+            experimental: dict[str, Any] = {"experimental": {"claude/channel": {}}} if channel else {}
+            return {
+                "protocolVersion": parameters["protocolVersion"],
+                "capabilities": {"tools": {}, **experimental},
+                "serverInfo": {"name": tag, "version": "1"},
+            }
+        case "tools/list":
+            schema = {"type": "object", "properties": {}}
+            return {"tools": [{"name": "alpha", "description": f"tool of {tag}", "inputSchema": schema}]}
+        case "tools/call":
+            return {"content": [{"type": "text", "text": f"RAN {tag}"}]}
+    return None
+
+
+def main() -> None:
+    directory, tag, *channel = sys.argv[1:]
+    note = Path(directory, f"{tag}.json")
+    note.parent.mkdir(exist_ok=True)
+    partial = note.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(dict(os.environ)))
+    partial.rename(note)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "id" not in request:
+            if channel and request.get("method") == "notifications/initialized":
+                pushed = {"content": "PUSHED", "meta": {"sender": "somebody"}}
+                say({"method": "notifications/claude/channel", "params": pushed})
+            continue
+        result = answer(request["method"], request.get("params", {}), tag, channel=bool(channel))
+        say({"id": request["id"], **({"result": result} if result is not None else {"error": {"code": -32601}})})
+
+
+def say(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
