@@ -178,7 +178,9 @@ def _object(value: Any, place: str) -> Json:
 
 
 def _objects(value: Json, key: str) -> list[tuple[str, Json]]:
-    return [(name, _object(item, f"{key}.{name}")) for name, item in _object(value.get(key) or {}, key).items()]
+    table = value.get(key)
+    table = {} if table is None else _object(table, key)
+    return [(name, _object(item, f"{key}.{name}")) for name, item in table.items()]
 
 
 def _renamed(value: Json, keys: Mapping[str, tuple[str, Any]]) -> Json:
@@ -190,6 +192,11 @@ def _renamed(value: Json, keys: Mapping[str, tuple[str, Any]]) -> Json:
     }
 
 
+def _has_plain_lines(text: str) -> bool:
+    # TOML drops a newline at the beginning of such a string, and may change the ends of its lines.
+    return "\n" in text and not text.startswith("\n") and "\r" not in text
+
+
 def _table(values: Json) -> Table:
     table = tomlkit.table()
     for key, value in values.items():
@@ -197,7 +204,7 @@ def _table(values: Json) -> Table:
             continue
         if isinstance(value, dict):
             table[key] = _table(value)
-        elif isinstance(value, str) and "\n" in value:
+        elif isinstance(value, str) and _has_plain_lines(value):
             table[key] = tomlkit.string(value, multiline=True)
         else:
             table[key] = value

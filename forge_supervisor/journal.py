@@ -53,8 +53,10 @@ def configure(log_format: LogFormat = "auto") -> None:
     """Send everything that is logged from now on to the journal or to stderr.
 
     `auto` is the journal iff stderr is connected to it, as systemd says in JOURNAL_STREAM (systemd.exec(5)), and
-    lines for people otherwise, coloured iff stderr is a terminal.
+    lines for people otherwise, coloured iff stderr is a terminal. Nothing is concealed any more.
     """
+    _secrets.clear()
+    _masked_parts.clear()
     if log_format == "auto":
         log_format = "journal" if _stderr_is_journal() else "console"
     processors: list[Processor] = [

@@ -220,6 +220,37 @@ def test_control_characters_of_agents_and_users_never_get_out(
     assert not any(line.startswith("12:00:00 error   forged") for line in err.splitlines())
 
 
+SECRET = "hunter2-correct-horse\nsecond line of it"  # noqa: S105
+
+
+@pytest.mark.parametrize("log_format", ["console", "json", "journal"])
+def test_a_known_secret_never_gets_out_wherever_it_comes_from(
+    log_format: journal.LogFormat, journald: Journald, capfd: pytest.CaptureFixture[str]
+) -> None:
+    journal.configure(log_format)
+    journal.conceal([SECRET])
+    journal.log(AgentExited(**{**EXIT, "screen": f"$ env\nTOKEN={SECRET}", "next": "hunter2-correct-horse"}))
+    try:
+        int(SECRET)
+    except ValueError:
+        logging.getLogger("asyncio").exception("with second line of it")
+    shown = capfd.readouterr().err
+    if log_format == "journal":
+        shown = json.dumps([journald.receive(), journald.receive()])
+    assert "[secret]" in shown
+    assert "TOKEN=[secret]" in shown
+    for part in ("hunter2", "second line"):
+        assert part not in shown
+
+
+def test_more_secrets_may_come_to_be_known(capfd: pytest.CaptureFixture[str]) -> None:
+    journal.configure("console")
+    for value in ("first-secret", "second-secret"):
+        journal.conceal([value])
+    journal.log(AgentWarning(**WHO, key="", problem="first-secret second-secret"))
+    assert "[secret] [secret]" in capfd.readouterr().err
+
+
 @given(st.text())
 def test_what_is_left_is_printable_lines(text: str) -> None:
     left = journal.printable(text)
