@@ -1,7 +1,7 @@
 """A stand-in MCP server: `python mcp_server.py DIRECTORY TAG [channel]`, on standard input and output.
 
 It writes its environment to DIRECTORY/TAG.json when it is started, and offers a tool `alpha`, which answers 'RAN TAG'.
-As a channel it also sends the message 'PUSHED'.
+As a channel it also sends the message 'PUSHED', again and again: claude listens only some time after it has connected.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,21 @@ def main() -> None:
         request = json.loads(line)
         if "id" not in request:
             if channel and request.get("method") == "notifications/initialized":
-                pushed = {"content": "PUSHED", "meta": {"sender": "somebody"}}
-                say({"method": "notifications/claude/channel", "params": pushed})
+                threading.Thread(target=push, daemon=True).start()
             continue
         result = answer(request["method"], request.get("params", {}), tag, channel=bool(channel))
         say({"id": request["id"], **({"result": result} if result is not None else {"error": {"code": -32601}})})
 
 
+def push() -> None:
+    pushed = {"content": "PUSHED", "meta": {"sender": "somebody"}}
+    while not threading.Event().wait(1.0):
+        say({"method": "notifications/claude/channel", "params": pushed})
+
+
 def say(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-    sys.stdout.flush()
+    # In one write: two threads have something to say.
+    os.write(1, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -41,3 +41,21 @@ def test_many_claudes_and_we_lose_nothing_of_each_others(lab: Lab) -> None:
     assert sorted(content["mcpServers"]) == sorted(f"server-{number}" for number in range(ROUNDS))
     assert sorted(content["projects"]) == sorted(f"/forge/{number}" for number in range(ROUNDS))
     assert not file.with_name(".claude.json.lock").exists()
+
+
+def test_twenty_agents_of_one_user_at_once(lab: Lab) -> None:
+    file = lab.home / ".claude.json"
+    lab.give(file, json.dumps({"theirs": {"kept": [1, 2]}}))
+    names = [f"agent-{number}" for number in range(20)]
+    lab.start({name: {} for name in names})
+    for name in names:
+        lab.prompt(name)
+    content = json.loads(file.read_text())
+    assert content["theirs"] == {"kept": [1, 2]}
+    assert content["hasCompletedOnboarding"] is True
+    for name in names:
+        assert content["projects"][str(lab.state_of(name))]["hasTrustDialogAccepted"] is True
+    approved = content["customApiKeyResponses"]["approved"]
+    assert sorted(approved) == sorted(f"{name:->40}"[-20:] for name in names)
+    assert lab.stop() == 0
+    assert json.loads(file.read_text())["theirs"] == {"kept": [1, 2]}
