@@ -169,6 +169,10 @@ class Lab:
             assert self._heard.wait_for(lambda: len(found()) >= number, PATIENCE_SEC), self._story(agent)
             return found()[number - 1]
 
+    def events(self) -> list[Json]:
+        with self._heard:
+            return list(self._events)
+
     def prompt(self, agent: str, number: int = 1, *, sessions: Path | None = None) -> int:
         """Wait until the agent's number-th session waits for words; return its pid."""
         pid: int = self.event("agent_started", agent, number)["pid"]
