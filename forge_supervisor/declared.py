@@ -36,10 +36,15 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """`prepared` as the worker says; `secrets` with what the supervisor has read itself."""
+    """What the worker says, and the agent's secrets: those that root has read, and those that its user has."""
 
     prepared: Prepared
-    secrets: Mapping[str, str] = field(repr=False)
+    roots: Mapping[str, str] = field(default_factory=dict, repr=False)
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        return {**self.users, **self.roots}
 
 
 async def prepare(realm: Realm, declared: Declared, *, dry_run: bool = False) -> Preparation:
@@ -67,10 +72,12 @@ async def prepare(realm: Realm, declared: Declared, *, dry_run: bool = False) ->
         if secret.warning is not None:
             findings.append(Finding(key=ref.key, text=secret.warning, fatal=False))
     if any(finding.fatal for finding in findings):
-        return Preparation(Prepared(argv=[], cwd="/", env={}, findings=findings), {})
+        return Preparation(Prepared(argv=[], cwd="/", env={}, findings=findings))
     request = Prepare.of(
         declared.agent, declared.settings, declared.granted, secrets=read, secret_files=left, dry_run=dry_run
     )
     prepared = await realm.ask(request)
-    everything = {**prepared.secrets, **read}
-    return Preparation(prepared.model_copy(update={"findings": [*findings, *prepared.findings]}), everything)
+    # Only what was asked for: a worker must not set variables of its own choice by this way.
+    users = {ref.variable: prepared.secrets[ref.variable] for ref in left if ref.variable in prepared.secrets}
+    prepared = prepared.model_copy(update={"findings": [*findings, *prepared.findings]})
+    return Preparation(prepared, read, users)

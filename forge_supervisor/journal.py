@@ -44,8 +44,11 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOURNAL_TIMEOUT = 1.0
 # A datagram over the socket's send buffer, as sd_journal_sendv() tells it.
 _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
-_secrets: set[str] = set()
-_masked_parts: list[str] = []
+# Fields that hold no text of anybody's: by these an entry is found, whatever word is somebody's secret.
+_NAMES = frozenset({"agent", "run_as", "key", "result", "invocation", "level", "logger", "file"})
+# By the user in whose agents' entries they are masked; None: in all.
+_secrets: dict[str | None, set[str]] = {}
+_parts: dict[str | None, list[str]] = {}
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
@@ -56,7 +59,7 @@ def configure(log_format: LogFormat = "auto") -> None:
     lines for people otherwise, coloured iff stderr is a terminal. Nothing is concealed any more.
     """
     _secrets.clear()
-    _masked_parts.clear()
+    _parts.clear()
     if log_format == "auto":
         log_format = "journal" if _stderr_is_journal() else "console"
     processors: list[Processor] = [
@@ -75,10 +78,14 @@ def configure(log_format: LogFormat = "auto") -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Foreign()], force=True)
 
 
-def conceal(values: Iterable[str]) -> None:
-    """Mask these values from now on in all that is logged, wherever they come from: an agent's screen, an error."""
-    _secrets.update(values)
-    _masked_parts[:] = parts(_secrets)
+def conceal(values: Iterable[str], run_as: str | None = None) -> None:
+    """Mask these values from now on in all that is logged, wherever they come from: an agent's screen, an error.
+
+    With `run_as`, in what is logged of that user's agents alone: what a user can choose must not blot out the rest.
+    """
+    known = _secrets.setdefault(run_as, set())
+    known.update(values)
+    _parts[run_as] = parts(known)
 
 
 def log(event: Event) -> None:
@@ -110,8 +117,11 @@ def _stderr_is_journal() -> bool:
 
 
 def _concealed(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    secret = [*_parts.get(None, ()), *_parts.get(entry.get("run_as"), ())]
+    names = _NAMES | {"event"} if "message" in entry else _NAMES
     return {
-        name: masked(value, _masked_parts) if isinstance(value, str) else value for name, value in entry.items()
+        name: masked(value, secret) if isinstance(value, str) and name not in names else value
+        for name, value in entry.items()
     }
 
 

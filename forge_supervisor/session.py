@@ -25,11 +25,11 @@ from forge_supervisor.worker.client import WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import Collect, Open
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from forge_supervisor.agent import Lifecycle
     from forge_supervisor.config import Agent
-    from forge_supervisor.declared import Declared
+    from forge_supervisor.declared import Declared, Preparation
     from forge_supervisor.handshake import Handshake, Ticket
     from forge_supervisor.realm import Realm
     from forge_supervisor.worker.messages import Collected, Prepared
@@ -71,7 +71,7 @@ async def _run(session: Session, life: Lifecycle) -> None:
         life.launch_failed(error.problem)
         return
     except Exception as error:
-        log.exception("supervisor_fault", agent=life.agent.name)
+        log.exception("supervisor_fault", agent=life.agent.name, run_as=life.agent.run_as)
         life.launch_failed(Problem(key="", text=f"fault in the supervisor: {error!r}"))
         return
     life.launched(pid)
@@ -80,7 +80,7 @@ async def _run(session: Session, life: Lifecycle) -> None:
     try:
         exit_, screen = await session.collect()
     except Exception:
-        log.exception("supervisor_fault", agent=life.agent.name)
+        log.exception("supervisor_fault", agent=life.agent.name, run_as=life.agent.run_as)
         exit_, screen = Exit(lost=True), []
     session.close()
     life.exited(exit_, screen)
@@ -95,7 +95,7 @@ class Session:
         realm: Realm,
         handshake: Handshake,
         emit: Callable[[events.Event], None],
-        conceal: Callable[[Iterable[str]], None],
+        conceal: Callable[[Preparation, str], None],
     ) -> None:
         self._declared = declared
         self._agent = declared.agent
@@ -179,7 +179,7 @@ class Session:
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
         # Before anything is said of it.
-        self._conceal(preparation.secrets.values())
+        self._conceal(preparation, self._agent.run_as)
         prepared = preparation.prepared
         for finding in prepared.findings:
             if finding.fatal:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from forge_supervisor.config import Agent, Config
+    from forge_supervisor.declared import Preparation
     from forge_supervisor.handshake import Handshake
     from forge_supervisor.units import Placement
 
@@ -37,7 +38,7 @@ class Supervisor:
         placement: Placement,
         handshake: Handshake,
         emit: Callable[[events.Event], None],
-        conceal: Callable[[Iterable[str]], None],
+        conceal: Callable[[Preparation, str], None],
         changed: Callable[[], None],
     ) -> None:
         self._config = config

@@ -243,12 +243,35 @@ def test_a_known_secret_never_gets_out_wherever_it_comes_from(
         assert part not in shown
 
 
+def test_an_entry_is_found_whatever_word_is_a_secret(capfd: pytest.CaptureFixture[str]) -> None:
+    journal.configure("json")
+    journal.conceal(["scout", "team", "agent_warning", "warning"])
+    journal.log(AgentWarning(**WHO, key="agents.scout.role", problem="scout"))
+    entry = json.loads(capfd.readouterr().err)
+    assert (entry["event"], entry["agent"], entry["run_as"]) == ("agent_warning", "scout", "team")
+    assert (entry["key"], entry["problem"]) == ("agents.scout.role", "[secret]")
+
+
 def test_more_secrets_may_come_to_be_known(capfd: pytest.CaptureFixture[str]) -> None:
     journal.configure("console")
     for value in ("first-secret", "second-secret"):
         journal.conceal([value])
     journal.log(AgentWarning(**WHO, key="", problem="first-secret second-secret"))
     assert "[secret] [secret]" in capfd.readouterr().err
+
+
+def test_what_a_user_chose_is_masked_in_what_is_said_of_its_agents_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """A secret may be any word: one user's must not blot out what is logged of another's agents."""
+    journal.configure("console")
+    journal.conceal(["warning sign"], WHO["run_as"])
+    for user in (WHO["run_as"], "neighbour"):
+        journal.log(AgentWarning(agent="a", run_as=user, key="", problem="a warning sign"))
+    journal.log(READY)
+    assert [line.partition(": ")[2] for line in capfd.readouterr().err.splitlines()] == [
+        "a [secret]",
+        "a warning sign",
+        "3 running, 1 failed",
+    ]
 
 
 @given(st.text())

@@ -95,7 +95,7 @@ class Stage:
             realm=realm,
             handshake=self._handshake,
             emit=self.events.append,
-            conceal=self.concealed.update,
+            conceal=lambda preparation, _: self.concealed.update(preparation.secrets.values()),
         )
 
     @property

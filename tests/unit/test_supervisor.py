@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from forge_supervisor import events, supervisor
-from forge_supervisor.config import Agent, Config, HarnessSettings
+from forge_supervisor.config import Agent, Config, HarnessSettings, Library
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Exit
 from forge_supervisor.supervisor import Supervisor
@@ -70,7 +71,7 @@ class Bench:
             placement=DirectPlacement(),
             handshake=nothing,
             emit=self.events.append,
-            conceal=lambda _: None,
+            conceal=lambda *_: None,
             changed=lambda: None,
         )
 
@@ -221,6 +222,21 @@ def test_new_settings_of_a_harness_restart_its_agents_alone(play: Play) -> None:
     bench = play(config(a={}, b={"harness": "claude-code", "command": None, "role": "r"}), scene)
     assert [session.declared.settings.version for session in bench.sessions["a"]] == [None, "2"]
     assert len(bench.sessions["b"]) == 1
+
+
+def test_a_changed_entry_of_the_library_restarts_the_agents_that_have_it(play: Play) -> None:
+    def declared(source: str) -> Config:
+        skills = {"review": {"source": source}, "other": {"source": "/srv/other"}}
+        agents = config(has={"skills": ("review",)}, other={"skills": ("other",)}, none={})
+        return dataclasses.replace(agents, library=Library.model_validate({"skills": skills}))
+
+    async def scene(bench: Bench) -> None:
+        await bench.supervisor.reload(declared("/srv/new"))
+        await bench.until("3 running")
+
+    bench = play(declared("/srv/old"), scene)
+    assert {name: len(sessions) for name, sessions in bench.sessions.items()} == {"has": 2, "other": 1, "none": 1}
+    assert bench.sessions["has"][1].declared.granted.skills["review"].source == "/srv/new"
 
 
 def test_a_failed_agent_that_was_changed_gets_a_new_chance(play: Play) -> None:
