@@ -9,11 +9,11 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from forge_supervisor import realm, shell
 from forge_supervisor.config_files import key_path
+from forge_supervisor.config_library import meant
 from forge_supervisor.declared import Declared, prepare
 from forge_supervisor.explain import Explanation
 from forge_supervisor.handshake import LaunchError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from forge_supervisor.config import Config
+    from forge_supervisor.declared import Preparation
     from forge_supervisor.events import Event
     from forge_supervisor.units import User
 
@@ -48,23 +49,16 @@ async def check(config: Config) -> int:
 
 async def explain(config: Config, name: str, *, as_json: bool) -> int:
     """Print how that agent is started; return 1 if it could not be, 4 if there is none, else 0."""
-    if not _is_declared(config, name):
-        return NO_SUCH_AGENT
-    declared = Declared.of(config.agents[name], config)
-    async with _realms(config) as realm_of:
-        users = realm_of(declared.agent.run_as)
-        try:
-            preparation = await prepare(users, declared, dry_run=True)
-        except (LaunchError, WorkerError) as error:
-            _complain(f"{name} cannot be started: {_reason(name, error)}")
-            return 1
-        explanation = Explanation(config, declared, users.user, preparation)
+    found = await _look_at(config, name)
+    if isinstance(found, int):
+        return found
+    explanation = Explanation(config, found.declared, found.user, found.preparation)
     if as_json:
         print(json.dumps(explanation.as_json(), indent=2))
     else:
         for line in explanation.lines():
             _say(line)
-    return 0 if preparation.prepared.argv else 1
+    return 0 if found.preparation.prepared.argv else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +72,19 @@ class Seat:
 
 async def seat(config: Config, name: str) -> Seat | int:
     """Find an agent's seat, for a shell of an operator's; or the exit code, where what is wrong has been printed."""
-    if not _is_declared(config, name):
-        return NO_SUCH_AGENT
-    declared = Declared.of(config.agents[name], config)
-    async with _realms(config) as realm_of:
-        users = realm_of(declared.agent.run_as)
-        try:
-            preparation = await prepare(users, declared, dry_run=True)
-        except (LaunchError, WorkerError) as error:
-            _complain(f"{name} cannot be started: {_reason(name, error)}")
-            return 1
-        user = users.user
-    prepared = preparation.prepared
+    found = await _look_at(config, name)
+    if isinstance(found, int):
+        return found
+    prepared, secret = found.preparation.prepared, parts(found.preparation.secrets.values())
     for finding in prepared.findings:
-        _complain(f"{'error' if finding.fatal else 'warning'}: {_keyed(name, finding.key, finding.text)}")
+        kind = "error" if finding.fatal else "warning"
+        _complain(masked(f"{kind}: {_keyed(name, finding.key, finding.text)}", secret))
     if not prepared.argv:
         return 1
-    env = realm.agent_environment(user, declared.agent, prepared.env, preparation.secrets, "")
+    env = realm.agent_environment(found.user, found.declared.agent, prepared.env, found.preparation.secrets, "")
     # A process with a session's id is one of the session's, and ends with it.
     del env["INVOCATION_ID"]
-    return Seat(user, prepared.cwd, env)
+    return Seat(found.user, prepared.cwd, env)
 
 
 def enter(at: Seat, argv: Sequence[str]) -> int:
@@ -108,6 +95,29 @@ def enter(at: Seat, argv: Sequence[str]) -> int:
         text = f"{error.filename or at.cwd}: {error.strerror}"
         _complain(text if os.path.lexists(at.cwd) else f"{text} (an agent's directory is made by its first start)")
         return 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    declared: Declared
+    user: User
+    preparation: Preparation
+
+
+async def _look_at(config: Config, name: str) -> _Found | int:
+    """Prepare one agent without writing anything; the exit code, where what is wrong has been printed."""
+    if name not in config.agents:
+        hint = meant(name, config.agents) or f" (declared: {', '.join(config.agents) or 'none'})"
+        _complain(f'there is no agent "{name}"{hint}')
+        return NO_SUCH_AGENT
+    declared = Declared.of(config.agents[name], config)
+    async with _realms(config) as realm_of:
+        users = realm_of(declared.agent.run_as)
+        try:
+            return _Found(declared, users.user, await prepare(users, declared, dry_run=True))
+        except (LaunchError, WorkerError) as error:
+            _complain(f"{name} cannot be started: {_reason(name, error)}")
+            return 1
 
 
 @contextlib.asynccontextmanager
@@ -145,15 +155,6 @@ async def _check_agent(declared: Declared, users: Realm) -> bool:
         kind = "cannot be started" if finding.fatal else "warning"
         _say(masked(f"  {kind}: {_keyed(agent.name, finding.key, finding.text)}", secret))
     return not any(finding.fatal for finding in prepared.findings)
-
-
-def _is_declared(config: Config, name: str) -> bool:
-    if name in config.agents:
-        return True
-    close = get_close_matches(name, config.agents, n=1)
-    hint = f'did you mean "{close[0]}"?' if close else f"declared: {', '.join(config.agents) or 'none'}"
-    _complain(f'there is no agent "{name}" ({hint})')
-    return False
 
 
 def _reason(agent: str, error: LaunchError | WorkerError) -> str:

@@ -4,7 +4,7 @@ A harness is a class without arguments, registered under its name in the entry
 point group ``forge_supervisor.harnesses``. The core never names one.
 
 `Harness.check` and `Harness.secrets` run in the supervisor and must be pure. `Harness.plan`,
-`Harness.preflight` and `Harness.version` run in the worker, as the agent's
+`Harness.preflight`, `Harness.consult` and `Harness.version` run in the worker, as the agent's
 Linux user: they may look at that user's files and write nothing. What a plan
 wants on disk is data (`File`, `Link`, `JsonSeed`) and is written by workspace.py.
 """
@@ -153,6 +153,10 @@ class Harness(Protocol):
         """Tell what would keep the agent from working (not logged in, …)."""
         ...
 
+    def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:
+        """Ask the program itself what is wrong with the agent's values. May take seconds: only a dry run does it."""
+        ...
+
     def version(self, plan: LaunchPlan) -> str:
         """Ask the program for its version. Raises OSError or subprocess.SubprocessError."""
         ...
@@ -206,24 +210,10 @@ def expand_home(path: str, home: Path) -> str:
     return str(home / path[2:]) if path == "~" or path.startswith("~/") else path
 
 
-_FOR_SOME = frozenset(
-    {
-        "add_dirs",
-        "allowed_tools",
-        "command",
-        "cwd",
-        "discord_bot",
-        "effort",
-        "extra_args",
-        "inherit",
-        "mcp_servers",
-        "model",
-        "permissions",
-        "plugins",
-        "skills",
-    }
+_THE_CORES = frozenset(
+    {"role", "run_as", "harness", "env", "secrets", "enabled", "restart", "stop_timeout_sec", "path"}
 )
-"""Agent keys that only some harnesses honour."""
+"""Agent keys that the core itself acts on; any other means something only where a harness honours it."""
 
 
 def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Iterable[Problem]:
@@ -237,7 +227,7 @@ def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Ite
     except LookupError as error:
         yield Problem(key="harness", text=str(error))
         return
-    for key in sorted(explicit & _FOR_SOME - harness.honours):
+    for key in sorted(explicit - _THE_CORES - harness.honours):
         yield Problem(key=key, text=f'means nothing to the harness "{agent.harness}" (remove it)')
     for key in sorted(harness.requires):
         if not getattr(agent, key):

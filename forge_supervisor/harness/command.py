@@ -39,6 +39,9 @@ class Command:
     def preflight(self, subject: Subject, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:  # noqa: ARG002
         return ()
 
+    def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:  # noqa: ARG002
+        return ()
+
     def version(self, plan: LaunchPlan) -> str:
         answer = subprocess.run(
             [plan.argv[0], "--version"],

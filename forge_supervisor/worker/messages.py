@@ -135,7 +135,7 @@ class Prepare(Request[Prepared]):
     secret_files: list[WorkersSecret]
     """What is left to the agent's user to read."""
     dry_run: bool
-    """Look, but write nothing."""
+    """Look, and more closely, but write nothing."""
 
     @classmethod
     def of(

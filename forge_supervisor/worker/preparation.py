@@ -59,6 +59,7 @@ class Preparation:
         self._note(program.preflight(subject, plan, self._paths))
         if self._request.dry_run:
             self._check_writable()
+            self._note(program.consult(subject, plan))
         else:
             self._build(plan)
         self._check_cwd(plan)

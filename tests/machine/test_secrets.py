@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from booted import Machine
 
 ROOTS = "of-roots-alone-0123456789"
@@ -16,25 +18,27 @@ CREDENTIAL = "of-the-services-credentials-0123"
 USERS = "of-the-users-own-file-0123456789"
 CONFIG = """
 [defaults]
-run_as = "holder"
+run_as = "keyholder"
 harness = "command"
 command = ["/bin/sleep", "infinity"]
 """
 
 
 @pytest.fixture(scope="module")
-def holder(machine: Machine) -> Machine:
-    machine.add_user("holder")
+def holder(machine: Machine) -> Iterator[Machine]:
+    machine.add_user("keyholder")
     machine.write("/etc/forge-supervisor/secrets/roots", ROOTS + "\n", mode=0o600)
     machine.run("chmod", "700", "/etc/forge-supervisor/secrets")
     machine.write("/etc/forge-supervisor/secrets/credential", CREDENTIAL + "\n", mode=0o600)
-    machine.write("/home/holder/secrets/own", USERS + "\n", mode=0o600, owner="holder")
+    machine.write("/home/keyholder/secrets/own", USERS + "\n", mode=0o600, owner="keyholder")
     machine.write(
         "/run/systemd/system/forge-supervisor.service.d/credentials.conf",
         "[Service]\nLoadCredential=thing:/etc/forge-supervisor/secrets/credential\n",
     )
     machine.run("systemctl", "daemon-reload")
-    return machine
+    yield machine
+    machine.run("rm", "-r", "/run/systemd/system/forge-supervisor.service.d/credentials.conf")
+    machine.run("systemctl", "daemon-reload")
 
 
 def start(machine: Machine, agents: str) -> None:
@@ -52,7 +56,7 @@ def test_each_is_read_by_whoever_may_and_found_nowhere_else(holder: Machine) -> 
     secrets = (
         'ROOTS = "/etc/forge-supervisor/secrets/roots"\n'
         'CREDENTIAL = "$CREDENTIALS_DIRECTORY/thing"\n'
-        'OWN = "~/secrets/own"\nABSOLUTE = "/home/holder/secrets/own"\n'
+        'OWN = "~/secrets/own"\nABSOLUTE = "/home/keyholder/secrets/own"\n'
     )
     # It shows all of them on its screen and crashes: that screen goes to the journal.
     crasher = 'command = ["/bin/sh", "-c", "env; exit 3"]\nrestart.policy = "no"\n'
@@ -67,13 +71,13 @@ def test_each_is_read_by_whoever_may_and_found_nowhere_else(holder: Machine) -> 
     explained += holder.run("forge-supervisor", "explain", "keeper", "--json").stdout
     explained += holder.run("forge-supervisor", "--check").stdout
     assert "CREDENTIAL=[secret]" in explained, "root reads the running service's credentials"
-    tmux = holder.run("tmux", "-L", "forge", "show-environment", "-g", user="holder").stdout
+    tmux = holder.run("tmux", "-L", "forge", "show-environment", "-g", user="keyholder").stdout
     everywhere = {
         "explain": explained,
         "tmux": tmux,
         "journal": json.dumps(holder.journal()),
         "command lines": holder.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout,
-        "files": holder.run("sh", "-c", "cat $(find /home/holder/.local /run/forge-supervisor -type f)").stdout,
+        "files": holder.run("sh", "-c", "cat $(find /home/keyholder/.local /run/forge-supervisor -type f)").stdout,
         "worker": environ_of_worker(holder),
     }
     found = [(place, value) for place, text in everywhere.items() for value in values.values() if value in text]
@@ -81,7 +85,7 @@ def test_each_is_read_by_whoever_may_and_found_nowhere_else(holder: Machine) -> 
 
 
 def environ_of_worker(machine: Machine) -> str:
-    pid = machine.property("forge-worker-holder.service", "MainPID")
+    pid = machine.property("forge-worker-keyholder.service", "MainPID")
     return Path(f"/proc/{machine.leader}/root/proc/{pid}/environ").read_text()
 
 
@@ -109,11 +113,11 @@ def test_one_that_everybody_may_read_is_warned_of_and_used(holder: Machine) -> N
 def test_root_reads_nothing_that_a_user_could_have_chosen(holder: Machine, planted: str) -> None:
     """Naively read by root, a link in a user's directory gives that user's agent any file of the machine."""
     holder.run("rm", "-rf", "/srv/theirs")
-    holder.run("install", "-d", "-o", "holder", "/srv/theirs")
+    holder.run("install", "-d", "-o", "keyholder", "/srv/theirs")
     if planted == "link":
-        holder.run("ln", "-s", "/etc/shadow", "/srv/theirs/token", user="holder")
+        holder.run("ln", "-s", "/etc/shadow", "/srv/theirs/token", user="keyholder")
     else:
-        holder.run("ln", "-s", "/etc/forge-supervisor/secrets", "/srv/theirs/sub", user="holder")
+        holder.run("ln", "-s", "/etc/forge-supervisor/secrets", "/srv/theirs/sub", user="keyholder")
     path = "/srv/theirs/token" if planted == "link" else "/srv/theirs/sub/roots"
     assert holder.run("cat", path).stdout, "root itself could"
     start(holder, f'[agents.thief]\nsecrets.TOKEN = "{path}"\nrestart.policy = "no"\n')

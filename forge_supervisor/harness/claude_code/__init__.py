@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, JsonSeed, LaunchPlan, find_program
-from forge_supervisor.harness.claude_code import discord, grants, login, names, settings
+from forge_supervisor.harness.claude_code import consult, discord, grants, login, names, settings
 from forge_supervisor.secrets import SecretRef
 
 if TYPE_CHECKING:
@@ -99,6 +99,9 @@ class ClaudeCode:
         if not login.has_credentials(subject.env, paths):
             way_out = login.command(subject, plan, "auth", "login")
             yield Problem("", f"not logged in: run `{way_out}`", fatal=False)
+
+    def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:
+        return consult.consult(subject, plan)
 
     def version(self, plan: LaunchPlan) -> str:
         program = plan.argv[0]
