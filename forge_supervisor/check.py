@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ async def explain(config: Config, name: str, *, as_json: bool) -> int:
     else:
         for line in explanation.lines():
             _say(line)
-    return 0 if found.preparation.prepared.argv else 1
+    return 1 if any(finding.fatal for finding in found.preparation.prepared.findings) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +90,8 @@ def enter(at: Seat, argv: Sequence[str]) -> int:
     """Run a shell, or `argv`, in that seat, and return its exit code."""
     try:
         return shell.run(at.user, argv, at.cwd, at.env)
-    except OSError as error:
-        text = f"{error.filename or at.cwd}: {error.strerror}"
-        _complain(text if os.path.lexists(at.cwd) else f"{text} (an agent's directory is made by its first start)")
+    except (OSError, ValueError) as error:
+        _complain(f"the shell cannot be started: {error}")
         return 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -207,7 +207,19 @@ Their `key` is relative to the agent's table, their `file` empty.
 """
 
 
-def load(path: str | os.PathLike[str], *, uid: int | None = None, check: Check | None = None) -> Config:
+Meant = Callable[[str], Collection[str]]
+"""Given the name of a harness, tells which keys of an agent mean something with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Harnesses:
+    """What is to be known of harnesses to read a configuration; without it, any key is taken for any harness."""
+
+    check: Check = lambda *_: ()
+    meant: Meant = lambda _: AgentTable.model_fields
+
+
+def load(path: str | os.PathLike[str], *, uid: int | None = None, harnesses: Harnesses | None = None) -> Config:
     """Read the file at `path` and its drop-ins for a supervisor that runs as `uid` (by default the process's own).
 
     Raises ConfigError with every problem that was found, in all files.
@@ -228,7 +240,7 @@ def load(path: str | os.PathLike[str], *, uid: int | None = None, check: Check |
     merged = merge(documents)
     problems += merged.problems
     library = _library(merged.table)
-    agents, found = ({}, []) if unread else _agents(merged, usual, library, uid, check)
+    agents, found = ({}, []) if unread else _agents(merged, usual, library, uid, harnesses or Harnesses())
     problems += found
     if fatal := [problem for problem in problems if problem.fatal]:
         raise ConfigError(fatal)
@@ -238,11 +250,11 @@ def load(path: str | os.PathLike[str], *, uid: int | None = None, check: Check |
     return Config(settings.socket_name, agents, settings.harnesses, library, tuple(dict.fromkeys(problems)), merged)
 
 
-def problems_of(text: str) -> list[Problem]:
+def problems_of(text: str, harnesses: Harnesses) -> list[Problem]:
     """Tell what is wrong with the text of a single file, wherever it may come to lie. Raises ValueError: no TOML."""
     table = tomllib.loads(text)
     merged = merge({"": table})
-    return [*_shape_problems(table, "", 0), *_agents(merged, {}, _library(table), 0, None)[1]]
+    return [*_shape_problems(table, "", 0), *_agents(merged, {}, _library(table), 0, harnesses)[1]]
 
 
 def schema() -> dict[str, Any]:
@@ -278,7 +290,7 @@ def _agents(
     usual: Table,
     library: Library,
     uid: int,
-    check: Check | None,
+    harnesses: Harnesses,
 ) -> tuple[dict[str, Agent], list[Problem]]:
     """Put each agent together with the defaults. What is wrong with either by itself has been told already."""
     agents: dict[str, Agent] = {}
@@ -287,17 +299,28 @@ def _agents(
     tables = _table(merged.table, "agents")
     for name in tables:
         own = _table(tables, name)
-        table = _over(usual, defaults, own)
+        table = _over(usual, _usual_for(own, defaults, harnesses), own)
         try:
             agents[name] = agent = Agent.model_validate({**table, "name": name}, context={"uid": uid})
         except ValidationError as error:
             found = list(_lacking(error.errors()))
         else:
             found = [*_restart_problems(agent.restart, own), *unknown_references(agent, merged.table)]
-            found += check(agent, frozenset(own), library.granted(agent)) if check else ()
+            found += harnesses.check(agent, frozenset(own), library.granted(agent))
         problems += (_placed(problem, name, merged) for problem in found)
     problems += (_placed(problem, agent.name, merged) for agent, problem in shared_bots(agents.values(), library))
     return agents, problems
+
+
+def _usual_for(own: Table, defaults: Table, harnesses: Harnesses) -> Table:
+    """Take of [defaults] what means something for this agent's harness, and no variable that the agent sets itself."""
+    harness = own.get("harness", defaults.get("harness", AgentTable.model_fields["harness"].default))
+    meant = harnesses.meant(harness) if isinstance(harness, str) else AgentTable.model_fields
+    usual = {key: value for key, value in defaults.items() if key in meant or key not in AgentTable.model_fields}
+    for key, other in (("env", "secrets"), ("secrets", "env")):
+        if key in usual and isinstance(usual[key], dict):
+            usual[key] = {name: value for name, value in usual[key].items() if name not in _table(own, other)}
+    return usual
 
 
 def _table(table: Table, key: str) -> Table:

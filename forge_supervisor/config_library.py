@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,7 +146,9 @@ def shared_bots(agents: Iterable[Agent], library: Library) -> Iterator[tuple[Age
         bot = library.discord.bots.get(agent.discord_bot or "") if agent.enabled else None
         if bot is None:
             continue
-        other = first.setdefault(bot.token_file, agent)
+        # ~/ is another place for another user.
+        whose = agent.run_as if bot.token_file.startswith("~") else ""
+        other = first.setdefault(f"{whose}:{os.path.normpath(bot.token_file)}", agent)
         if other is not agent:
             text = (
                 f"agents.{other.name} has the bot of this token too, and both would answer every message "

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from forge_supervisor.config import Config
-    from forge_supervisor.declared import Preparation
 
 # Beyond all stop timeouts: a launch under way, SIGKILL, clearing leftovers, the tmux servers.
 STOP_MARGIN_SEC = 150
@@ -111,7 +110,7 @@ class Daemon:
             placement=placement,
             handshake=self._handshake,
             emit=journal.log,
-            conceal=_conceal,
+            conceal=journal.conceal,
             changed=self._tell_status,
         )
         watchdog = asyncio.create_task(self._feed_watchdog())
@@ -198,11 +197,6 @@ class Daemon:
     def _longest_stop(self) -> int:
         timeouts = [agent.stop_timeout_sec for agent in self._config.agents.values()]
         return int(min(max(timeouts, default=0), ONE_DAY_SEC)) + STOP_MARGIN_SEC
-
-
-def _conceal(preparation: Preparation, run_as: str) -> None:
-    journal.conceal(preparation.roots.values())
-    journal.conceal(preparation.users.values(), run_as)
 
 
 def _warn_of(loaded: Config) -> None:

@@ -10,7 +10,7 @@ from forge_supervisor.handshake import LaunchError
 from forge_supervisor.worker.messages import Finding, Prepare, Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from forge_supervisor.config import Agent, Config, HarnessSettings, Library
     from forge_supervisor.realm import Realm
@@ -47,10 +47,17 @@ class Preparation:
         return {**self.users, **self.roots}
 
 
-async def prepare(realm: Realm, declared: Declared, *, dry_run: bool = False) -> Preparation:
+async def prepare(
+    realm: Realm,
+    declared: Declared,
+    *,
+    dry_run: bool = False,
+    conceal: Callable[[Mapping[str, str]], None] = lambda _: None,
+) -> Preparation:
     """Read the agent's secrets and have its user's worker do the rest of `worker.messages.Prepare`.
 
-    Raises WorkerError, and LaunchError if there is no such user.
+    `conceal` is told those that root has read before anything can be said about them. Raises WorkerError, and
+    LaunchError if there is no such user.
     """
     try:
         wanted = declared.secrets()
@@ -73,11 +80,19 @@ async def prepare(realm: Realm, declared: Declared, *, dry_run: bool = False) ->
             findings.append(Finding(key=ref.key, text=secret.warning, fatal=False))
     if any(finding.fatal for finding in findings):
         return Preparation(Prepared(argv=[], cwd="/", env={}, findings=findings))
+    conceal(read)
     request = Prepare.of(
         declared.agent, declared.settings, declared.granted, secrets=read, secret_files=left, dry_run=dry_run
     )
     prepared = await realm.ask(request)
-    # Only what was asked for: a worker must not set variables of its own choice by this way.
-    users = {ref.variable: prepared.secrets[ref.variable] for ref in left if ref.variable in prepared.secrets}
+    users = _answered(prepared, left)
     prepared = prepared.model_copy(update={"findings": [*findings, *prepared.findings]})
     return Preparation(prepared, read, users)
+
+
+def _answered(prepared: Prepared, left: Iterable[SecretRef]) -> dict[str, str]:
+    """Take of the worker's answer what it was asked for: no variables of its own choice, and none without an end."""
+    users = {ref.variable: prepared.secrets[ref.variable] for ref in left if ref.variable in prepared.secrets}
+    if any(len(value) > secrets.MOST_BYTES for value in users.values()):
+        raise LaunchError("secrets", f"the worker says that one is larger than {secrets.MOST_BYTES} bytes")
+    return users

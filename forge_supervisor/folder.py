@@ -125,12 +125,12 @@ class Folder:
 
     def replace(self, name: str, content: bytes, *, like: os.stat_result | None = None) -> None:
         """Put a file in place in one step. Mode and owner are those of `like`, else 0600 and ours."""
-        with self._temporary(name, content, like) as temporary:
+        with self._temporary(content, like) as temporary:
             os.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def create(self, name: str, content: bytes) -> bool:
         """Put a file in place in one step, 0600, unless something of that name is there: then return False."""
-        with self._temporary(name, content, None) as temporary:
+        with self._temporary(content, None) as temporary:
             try:
                 os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
             except FileExistsError:
@@ -162,7 +162,7 @@ class Folder:
 
     def link(self, name: str, target: str, *, by: Folder) -> None:
         """Put a symbolic link in place in one step, by way of another folder; what is there must be no directory."""
-        temporary = _temporary_name(name)
+        temporary = _temporary_name()
         os.symlink(target, temporary, dir_fd=by._fd)
         try:
             os.rename(temporary, name, src_dir_fd=by._fd, dst_dir_fd=self._fd)
@@ -175,8 +175,8 @@ class Folder:
         os.unlink(name, dir_fd=self._fd)
 
     @contextmanager
-    def _temporary(self, name: str, content: bytes, like: os.stat_result | None) -> Iterator[str]:
-        temporary = _temporary_name(name)
+    def _temporary(self, content: bytes, like: os.stat_result | None) -> Iterator[str]:
+        temporary = _temporary_name()
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600, dir_fd=self._fd)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -203,8 +203,9 @@ class Folder:
         return True
 
 
-def _temporary_name(name: str) -> str:
-    return f"{name}.tmp.{secrets.token_hex(8)}"
+def _temporary_name() -> str:
+    # Not made of the name, which may be as long as one can be.
+    return f".forge-tmp.{secrets.token_hex(8)}"
 
 
 def _saved_names(name: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomlkit
 
-from forge_supervisor import config
+from forge_supervisor import config, harness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ def import_nix(file: Path) -> int:
     """Print the configuration that `file` (``-``: standard input) amounts to; 65 if it is not such a file."""
     try:
         raw = sys.stdin.read() if str(file) == "-" else file.read_text()
-        services = json.loads(raw)
+        services = json.loads(raw, object_pairs_hook=_pairs)
         imported = _Import(_object(services, "services.forge"))
         document = imported.document()
     except OSError as error:
@@ -85,7 +85,8 @@ def import_nix(file: Path) -> int:
 
 def _faults(document: str) -> list[str]:
     """Tell what of the result config.toml does not take, such as a name."""
-    return [f"to be mended by hand: {problem}" for problem in config.problems_of(document)]
+    found = config.problems_of(document, harness.HARNESSES)
+    return [f"{'to be mended by hand' if problem.fatal else 'warning'}: {problem}" for problem in found]
 
 
 @dataclass
@@ -95,6 +96,10 @@ class _Import:
 
     def document(self) -> str:
         self._note_unknown(self.services, _TOP, "")
+        for name, value in _objects(self.services, "users"):
+            self._note_unknown(value, {"sshKeys"}, f"users.{name}.")
+        discord = _object(self.services.get("discord") or {}, "discord")
+        self._note_unknown(discord, {"bots"}, "discord.")
         document = tomlkit.document()
         for line in self._head():
             document.add(tomlkit.comment(line))
@@ -105,7 +110,7 @@ class _Import:
         for name, value in _objects(self.services, "mcpServers"):
             server = self._some(value, f"mcpServers.{name}", {"command", "args", "env"})
             self._add(document, ("mcp_servers", name), server)
-        for name, value in _objects(_object(self.services.get("discord") or {}, "discord"), "bots"):
+        for name, value in _objects(discord, "bots"):
             self._note_unknown(value, {"tokenFile"}, f"discord.bots.{name}.")
             self._add(document, ("discord", "bots", name), {"token_file": value.get("tokenFile")})
         for name, value in _objects(self.services, "agents"):
@@ -169,6 +174,21 @@ class _Import:
         for key in value:
             if key not in known and not key.startswith("_"):
                 self.notes.append(f"{place}{key}: not carried over (nothing here has this meaning)")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Json:
+    """Make an object of what has a meaning in TOML: text is Unicode, and no list holds nothing."""
+    for key, value in pairs:
+        texts = [key, *([value] if isinstance(value, str) else value if isinstance(value, list) else [])]
+        if any(text is None for text in texts):
+            raise _ShapeError(f'the list "{key}" holds null')
+        if any(isinstance(text, str) and not _is_unicode(text) for text in texts):
+            raise _ShapeError(f"{json.dumps(key)} holds half a character")
+    return dict(pairs)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _object(value: Any, place: str) -> Json:

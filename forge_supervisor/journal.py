@@ -23,7 +23,7 @@ import structlog
 from forge_supervisor.secrets import masked, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from structlog.typing import Processor
 
@@ -47,7 +47,7 @@ _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 # Fields that hold no text of anybody's: by these an entry is found, whatever word is somebody's secret.
 _NAMES = frozenset({"agent", "run_as", "key", "result", "invocation", "level", "logger", "file"})
 # By the user in whose agents' entries they are masked; None: in all.
-_secrets: dict[str | None, set[str]] = {}
+_secrets: dict[str | None, dict[str, tuple[set[str], set[str]]]] = {}
 _parts: dict[str | None, list[str]] = {}
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
@@ -65,8 +65,10 @@ def configure(log_format: LogFormat = "auto") -> None:
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.format_exc_info,
+        # Once more for what had something unprintable in it.
         _concealed,
         _printable,
+        _concealed,
     ]
     if log_format == "json":
         processors += [structlog.processors.TimeStamper(fmt="iso", utc=True), _to_stderr(_json_lines)]
@@ -78,14 +80,16 @@ def configure(log_format: LogFormat = "auto") -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Foreign()], force=True)
 
 
-def conceal(values: Iterable[str], run_as: str | None = None) -> None:
-    """Mask these values from now on in all that is logged, wherever they come from: an agent's screen, an error.
+def conceal(agent: str, secrets: Mapping[str, str], run_as: str | None) -> None:
+    """Mask an agent's secrets from now on in all that is logged, wherever they come from: its screen, an error.
 
     With `run_as`, in what is logged of that user's agents alone: what a user can choose must not blot out the rest.
+    Those of an agent's last start are remembered too, for what is logged late; older ones are not.
     """
-    known = _secrets.setdefault(run_as, set())
-    known.update(values)
-    _parts[run_as] = parts(known)
+    known = _secrets.setdefault(run_as, {})
+    values = set(secrets.values())
+    known[agent] = (values, known.get(agent, (set(), set()))[0])
+    _parts[run_as] = parts(value for both in known.values() for some in both for value in some)
 
 
 def log(event: Event) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -25,7 +26,16 @@ EX_TEMPFAIL = 75
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read it has seen enough. Not by sys.stdout: python would try to write what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -71,7 +81,7 @@ def _supervise(loaded: Config, path: Path) -> int:
 
 def load(path: Path) -> Config:
     """Read the configuration, with what the installed harnesses say of it. Raises ConfigError."""
-    loaded = config.load(path, check=harness.check_agent)
+    loaded = config.load(path, harnesses=harness.HARNESSES)
     idle = [name for name in loaded.harnesses if name not in harness.names()]
     text = f"no such harness is installed (installed: {', '.join(harness.names())})"
     warnings = [config.Problem(f"harnesses.{name}", text, fatal=False, file=str(path)) for name in idle]

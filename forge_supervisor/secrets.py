@@ -7,6 +7,7 @@ the agent's own user: whoever can choose a path's parts could otherwise have roo
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from forge_supervisor.config_files import Problem
 from forge_supervisor.trust import others_way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from forge_supervisor.config import Agent
 
@@ -26,10 +27,14 @@ SHORTEST = 4
 """Characters of the shortest value that is masked in logs: a shorter one stands in too many words."""
 MASK = "[secret]"
 
+_SHORTEST_LINE = 8
+_MOST_LINES = 100
+_LONGEST_WRAPPED = 512
+
 _CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
 _OF_THE_UNIT = Path("/run/credentials/forge-supervisor.service")
-# PrivateTmp= in the supervisor's unit shows it others than the agents see.
-_PRIVATE = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - nothing is written there
+# What the supervisor's unit does not show it (ProtectHome=, PrivateTmp=). Out of it, root must not see more than that.
+_NOT_IN_THE_UNIT = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - nothing is written there
 
 
 class SecretError(Exception):
@@ -77,32 +82,41 @@ def read_as_root(file: str) -> Secret | None:
     """
     if file.startswith(_CREDENTIALS):
         return read(_credentials() / file.removeprefix(_CREDENTIALS))
-    path = Path(file)
-    if os.geteuid() != 0 or not path.is_absolute():
+    if os.geteuid() != 0 or not file.startswith("/") or _is_hidden(file):
         return None
+    path = Path(file)
     try:
-        if others_way(path) is not None or path.stat().st_uid != 0:
+        if others_way(path, whose_file=True) is not None or _is_hidden(os.path.realpath(path)):
             return None
     except FileNotFoundError:
-        if any(path.is_relative_to(directory) for directory in _PRIVATE):
-            return None
         raise SecretError(f"{path}: there is no such file (write the secret into it, mode 600)") from None
     except OSError:
-        # A home, which the unit does not show; or a path of somebody else's that leads nowhere.
+        # A path of somebody else's that leads nowhere.
         return None
     return read(path)
 
 
+def _is_hidden(file: str) -> bool:
+    return any(Path(file).is_relative_to(directory) for directory in _NOT_IN_THE_UNIT)
+
+
 def _credentials() -> Path:
     given = os.environ.get("CREDENTIALS_DIRECTORY")
-    if given:
-        return Path(given)
-    if os.geteuid() == 0 and _OF_THE_UNIT.is_dir():  # a command in a shell, while the service runs
-        return _OF_THE_UNIT
+    # A command in root's shell finds those of the running service; not what a caller's environment says.
+    there = Path(given) if given and (os.geteuid() != 0 or _is_roots(Path(given))) else _OF_THE_UNIT
+    if os.path.isdir(there):
+        return there
     raise SecretError(
         "the supervisor has been given no credentials (systemctl edit forge-supervisor: "
         "[Service] LoadCredential=NAME:/path; only the running service has them)"
     )
+
+
+def _is_roots(directory: Path) -> bool:
+    try:
+        return others_way(directory, whose_file=True) is None
+    except OSError:
+        return False
 
 
 def read(path: Path) -> Secret:
@@ -113,11 +127,14 @@ def read(path: Path) -> Secret:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SecretError(f"{path} is no regular file (name the file that holds the secret)")
-            content = stream.read(MOST_BYTES + 1)
+            content = stream.read(MOST_BYTES + 1) or b""
     except FileNotFoundError:
         raise SecretError(f"{path}: there is no such file (write the secret into it, mode 600)") from None
     except OSError as error:
-        raise SecretError(f"{path} cannot be read: {error.strerror} (see: namei -l {path})") from None
+        reason = error.strerror
+        raise SecretError(
+            f"{path} cannot be read: {reason} (namei -l {path}; root's own must be all root's, as in /etc)"
+        ) from None
     return Secret(_value(path, content), _warning(path, content, status))
 
 
@@ -145,18 +162,19 @@ def _warning(path: Path, content: bytes, status: os.stat_result) -> str | None:
 
 def parts(values: Iterable[str]) -> list[str]:
     """List what is to be masked of these values, the longest first: them, and the long lines of each."""
-    found = {part for value in values for part in (value, *(line.strip() for line in value.splitlines()))}
+    found: set[str] = set()
+    for value in values:
+        found.add(value)
+        lines = value.splitlines()[:_MOST_LINES]
+        found.update(line.strip() for line in lines if len(line.strip()) >= _SHORTEST_LINE)
     return sorted((part for part in found if len(part) >= SHORTEST), key=len, reverse=True)
 
 
 def masked(text: str, secret: Iterable[str]) -> str:
-    """Put a mask in the place of each of `parts`."""
+    """Put a mask in the place of each of `parts`, also where a program has broken it into lines."""
+    squeezed = "".join(text.split()) if "\n" in text else ""
     for part in secret:
         text = text.replace(part, MASK)
+        if len(part) <= _LONGEST_WRAPPED and squeezed and "".join(part.split()) in squeezed:
+            text = re.sub(r"(?:[ \t]*\n[ \t]*)?".join(map(re.escape, part)), MASK, text)
     return text
-
-
-def masked_environment(env: Mapping[str, str], secret: Iterable[str]) -> dict[str, str]:
-    """Mask the values of the variables named."""
-    hidden = set(secret)
-    return {name: MASK if name in hidden else value for name, value in env.items()}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor.agent import Lifecycle
     from forge_supervisor.config import Agent
-    from forge_supervisor.declared import Declared, Preparation
+    from forge_supervisor.declared import Declared
     from forge_supervisor.handshake import Handshake, Ticket
     from forge_supervisor.realm import Realm
     from forge_supervisor.worker.messages import Collected, Prepared
@@ -95,7 +95,7 @@ class Session:
         realm: Realm,
         handshake: Handshake,
         emit: Callable[[events.Event], None],
-        conceal: Callable[[Preparation, str], None],
+        conceal: Callable[[str, Mapping[str, str], str | None], None],
     ) -> None:
         self._declared = declared
         self._agent = declared.agent
@@ -109,6 +109,10 @@ class Session:
         self._pane = ""
         self._pid = 0
         self._given_up = asyncio.Event()
+
+    async def examine(self) -> None:
+        """Look, without writing anything, whether it could be launched. Raises LaunchError."""
+        await self._prepare(dry_run=True)
 
     async def launch(self) -> int:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
@@ -173,21 +177,27 @@ class Session:
             self._process.close()
             self._process = None
 
-    async def _prepare(self) -> tuple[Prepared, Mapping[str, str]]:
+    async def _prepare(self, *, dry_run: bool = False) -> tuple[Prepared, Mapping[str, str]]:
         try:
-            preparation = await prepare(self._realm, self._declared)
+            preparation = await prepare(
+                self._realm, self._declared, dry_run=dry_run, conceal=self._conceal_roots
+            )
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
         # Before anything is said of it.
-        self._conceal(preparation, self._agent.run_as)
+        self._conceal(self._agent.name, preparation.users, self._agent.run_as)
         prepared = preparation.prepared
         for finding in prepared.findings:
             if finding.fatal:
                 raise LaunchError(finding.key, finding.text)
-            self._warn(finding.key, finding.text)
+            if not dry_run:
+                self._warn(finding.key, finding.text)
         if not prepared.argv:
             raise LaunchError("harness", "the worker named no program to run")
         return prepared, preparation.secrets
+
+    def _conceal_roots(self, secrets: Mapping[str, str]) -> None:
+        self._conceal(self._agent.name, secrets, None)
 
     async def _launch(self, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> Pidfd:
         process = await self._open(ticket)

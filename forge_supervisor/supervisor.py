@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import events, harness
 from forge_supervisor.agent import AT_REST, Lifecycle, State
+from forge_supervisor.config_files import key_path
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Result
@@ -17,10 +18,9 @@ from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from forge_supervisor.config import Agent, Config
-    from forge_supervisor.declared import Preparation
+    from forge_supervisor.config import Agent, Config, Problem
     from forge_supervisor.handshake import Handshake
     from forge_supervisor.units import Placement
 
@@ -38,7 +38,7 @@ class Supervisor:
         placement: Placement,
         handshake: Handshake,
         emit: Callable[[events.Event], None],
-        conceal: Callable[[Preparation, str], None],
+        conceal: Callable[[str, Mapping[str, str], str | None], None],
         changed: Callable[[], None],
     ) -> None:
         self._config = config
@@ -49,6 +49,8 @@ class Supervisor:
         self._on_change = changed
         self._realms: dict[str, Realm] = {}
         self._lives: dict[str, Lifecycle] = {}
+        self._declared: dict[str, Declared] = {}
+        """What each agent's next session is made of."""
         self._change = asyncio.Event()
 
     async def start(self) -> None:
@@ -67,10 +69,13 @@ class Supervisor:
         self._emit(events.SupervisorReady(running=self._count(State.RUNNING), failed=self._count(State.FAILED)))
 
     async def reload(self, config: Config) -> None:
-        """Make `config` true: new agents start, removed ones stop, changed ones restart, the others are left alone."""
+        """Make `config` true: new agents start, removed ones stop, changed ones restart, the others are left alone.
+
+        One that runs, and as it is declared now could not be started, runs on as it was until it can.
+        """
         if config.socket_name != self._config.socket_name:
             config = self._keep_socket_name(config)
-        old, self._config = self._config, config
+        self._config = config
         wanted = {name: agent for name, agent in config.agents.items() if agent.enabled}
         # Another user's agent of that name is another agent: its session, too, belongs to that user.
         await self._remove(
@@ -78,14 +83,18 @@ class Supervisor:
             for name, life in self._lives.items()
             if name not in wanted or wanted[name].run_as != life.declared.run_as
         )
+        declared = {name: Declared.of(agent, config) for name, agent in wanted.items()}
+        changed = [name for name in self._lives if _needs_new_session(self._declared[name], declared[name])]
+        kept = await self._better_kept([declared[name] for name in changed])
         for name, agent in wanted.items():
             life = self._lives.get(name)
             if life is None:
                 self._add(agent).start()
-            elif _needs_new_session(Declared.of(life.declared, old), Declared.of(agent, config)):
-                life.replace(agent, harness.load(agent.harness).stop_exit_status)
-            else:
+            elif name not in changed:
                 life.reconfigure(agent)
+            elif name not in kept:
+                self._declared[name] = declared[name]
+                life.replace(agent, harness.load(agent.harness).stop_exit_status)
         await self._close_realms(self._realms.keys() - {life.declared.run_as for life in self._lives.values()})
         self._emit(events.SupervisorReloaded(agents=len(config.agents)))
 
@@ -116,7 +125,30 @@ class Supervisor:
             parts.append(part)
         return ", ".join(parts) or "no agents"
 
+    async def _better_kept(self, changed: Iterable[Declared]) -> set[str]:
+        """Find those of the changed agents that run and could not be started again."""
+        running = [new for new in changed if self._lives[new.agent.name].state in {State.STARTING, State.RUNNING}]
+        problems = await asyncio.gather(*map(self._why_not, running))
+        kept = set()
+        for new, problem in zip(running, problems, strict=True):
+            if problem is not None:
+                kept.add(new.agent.name)
+                text = f"runs on as it was, for as it is declared now it could not be started: {problem.text}"
+                key = key_path(new.agent.name, problem.key)
+                self._emit(
+                    events.AgentWarning(agent=new.agent.name, run_as=new.agent.run_as, key=key, problem=text)
+                )
+        return kept
+
+    async def _why_not(self, declared: Declared) -> Problem | None:
+        try:
+            await self._session_of(declared, "").examine()
+        except LaunchError as error:
+            return error.problem
+        return None
+
     def _add(self, agent: Agent) -> Lifecycle:
+        self._declared[agent.name] = Declared.of(agent, self._config)
         life = Lifecycle(
             agent,
             SessionRunner(self._make_session),
@@ -145,6 +177,7 @@ class Supervisor:
         await asyncio.gather(*(self._close_session(life.agent) for life in removed))
         for life in removed:
             del self._lives[life.agent.name]
+            del self._declared[life.agent.name]
 
     async def _close_session(self, agent: Agent) -> None:
         realm = self._realms.get(agent.run_as)
@@ -160,10 +193,13 @@ class Supervisor:
             )
 
     def _make_session(self, agent: Agent, invocation: str) -> Session:
+        return self._session_of(self._declared[agent.name], invocation)
+
+    def _session_of(self, declared: Declared, invocation: str) -> Session:
         return Session(
-            Declared.of(agent, self._config),
+            declared,
             invocation,
-            realm=self._realm_of(agent.run_as),
+            realm=self._realm_of(declared.agent.run_as),
             handshake=self._handshake,
             emit=self._emit,
             conceal=self._conceal,

@@ -28,19 +28,22 @@ class OthersStep:
     text: str
 
 
-def others_way(path: Path) -> OthersStep | None:
+def others_way(path: Path, *, whose_file: bool = False) -> OthersStep | None:
     """Tell who but root could put something else in the place of `path`: the first such directory or link.
 
-    Only the first, for what comes after a link that others own is theirs to choose. Of the file at its end only the
-    directory it lies in is judged. Raises OSError.
+    Only the first, for what comes after a link that others own is theirs to choose. Whether the file at its end is
+    root's is judged with `whose_file`; then, where there is no such step, nobody else can change what is there between
+    this look and the next. (Without it a sticky directory that a group may write is good enough: /nix/store is one.)
+    Raises OSError.
     """
+    others = 0o022 if whose_file else stat.S_IWOTH
     for step, status in _way(path):
         is_directory = stat.S_ISDIR(status.st_mode)
-        if status.st_uid != 0 and not stat.S_ISREG(status.st_mode):
+        if status.st_uid != 0 and (whose_file or not stat.S_ISREG(status.st_mode)):
             text = f"belongs to {user_name(status.st_uid)}, who could replace the configuration (chown -h root {step})"
         elif is_directory and status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
             text = f"others than root may write this directory and replace the configuration (chmod go-w {step})"
-        elif not is_directory and step.parent.lstat().st_mode & stat.S_IWOTH:
+        elif not is_directory and step.parent.lstat().st_mode & others:
             # In a sticky directory nobody else replaces what is root's, but all may put a hard link to another file
             # of root's there, under a name of their choice (proc_sys_fs(5), protected_hardlinks).
             text = "lies in a directory that everybody may write (move it into one of its own)"

@@ -99,7 +99,8 @@ class _Workspace:
         self._record({**known, **wanted})
         for name, target in known.items():
             if name not in wanted:
-                self._unlink(self._paths.state / name, target)
+                with suppress(OSError, ValueError, WorkspaceError):
+                    self._unlink(self._paths.state / name, target)
         for name, target in wanted.items():
             self._link(self._paths.state / name, target, known.get(name))
         self._record(wanted)
@@ -118,10 +119,15 @@ class _Workspace:
             folder.link(path.name, target, by=above)
 
     def _unlink(self, path: Path, target: str) -> None:
-        folder = self._folder_of(path)
-        with explained(path):
-            if folder.target(path.name) == target:
-                folder.unlink(path.name)
+        # The record may say anything: nothing is made, moved or complained of for its sake.
+        parent = self._paths.state
+        for name in path.parent.relative_to(parent).parts:
+            if not self.folder(parent).is_directory(name):
+                return
+            parent /= name
+        folder = self.folder(parent)
+        if folder.target(path.name) == target:
+            folder.unlink(path.name)
 
     def _folder_of(self, path: Path) -> Folder:
         if not any(root in path.parents for root in self._roots) or ".." in path.parts:
@@ -133,14 +139,14 @@ class _Workspace:
 
     def _recorded(self) -> dict[str, str]:
         """Return, by its path in the state directory, each link's target; what is no such record is no link of ours."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             found = self.folder(self._paths.launch).read(_LINKS)
             record = json.loads(found[0]) if found else {}
             if isinstance(record, dict):
-                return {name: target for name, target in record.items() if _is_inside(name) and target}
+                return {name: target for name, target in record.items() if isinstance(target, str) and _is_inside(name)}
         return {}
 
 
 def _is_inside(name: str) -> bool:
     path = Path(name)
-    return not path.is_absolute() and ".." not in path.parts and len(path.parts) > 1
+    return name.isprintable() and not path.is_absolute() and ".." not in path.parts and len(path.parts) > 1

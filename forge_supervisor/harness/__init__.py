@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from forge_supervisor import secrets
-from forge_supervisor.config import HarnessSettings, Library
+from forge_supervisor.config import AgentTable, Harnesses, HarnessSettings, Library
 from forge_supervisor.config import Problem as Problem
 
 if TYPE_CHECKING:
@@ -194,7 +194,8 @@ def find_program(program: str, search: Sequence[str], *, home: Path) -> Path:
 
 
 def _is_executable(path: str | Path) -> bool:
-    return Path(path).is_file() and os.access(path, os.X_OK)
+    # Not Path.is_file, which raises where a user may not look.
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 DEFAULT_PATH = ("~/.local/bin", "/usr/local/bin", "/usr/bin", "/bin")
@@ -216,6 +217,14 @@ _THE_CORES = frozenset(
 """Agent keys that the core itself acts on; any other means something only where a harness honours it."""
 
 
+def meant(name: str) -> frozenset[str]:
+    """Tell which keys of an agent mean something with that harness; all of them, if there is no such harness."""
+    try:
+        return _THE_CORES | load(name).honours
+    except LookupError:
+        return frozenset(AgentTable.model_fields)
+
+
 def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Iterable[Problem]:
     """Tell what is wrong with the agent's values for its harness; `explicit` are the keys of its own table.
 
@@ -234,3 +243,7 @@ def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Ite
             yield Problem(key=key, text=f'is missing, and the harness "{agent.harness}" needs it')
     yield from harness.check(agent, granted)
     yield from secrets.conflicts(agent, harness.secrets(granted))
+
+
+HARNESSES = Harnesses(check_agent, meant)
+"""What config.load() is to know of those that are installed."""

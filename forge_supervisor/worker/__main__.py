@@ -34,13 +34,13 @@ async def _answer(
 ) -> None:
     try:
         answer = await asyncio.get_running_loop().run_in_executor(pool, actions.do, line.request)
-        reply = AnswerLine(id=line.id, answer=answer.model_dump())
+        reply = encode(AnswerLine(id=line.id, answer=answer.model_dump()))
     except ActionError as error:
-        reply = AnswerLine(id=line.id, error=str(error))
+        reply = encode(AnswerLine(id=line.id, error=str(error)))
     except Exception as error:  # noqa: BLE001 - whatever it was, the supervisor waits for an answer
         traceback.print_exc()
-        reply = AnswerLine(id=line.id, error=f"fault in the worker: {error!r}")
-    writer.write(encode(reply))
+        reply = encode(AnswerLine(id=line.id, error=f"fault in the worker: {error!r}"))
+    writer.write(reply)
     await writer.drain()
 
 

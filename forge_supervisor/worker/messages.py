@@ -21,9 +21,15 @@ LINE_LIMIT = 4 * 1024 * 1024
 """Bytes. A role may be long; a screen's tail and an environment are not."""
 
 
+def _encodable(text: object) -> object:
+    # The name of a file need not be UTF-8.
+    return text.encode(errors="backslashreplace").decode() if isinstance(text, str) else text
+
+
 def _presentable(text: object) -> object:
-    # The name of a file need not be UTF-8, and what a program says need not end.
-    return text.encode(errors="backslashreplace").decode()[:4096] if isinstance(text, str) else text
+    # What a program says need not end.
+    text = _encodable(text)
+    return text[:4096] if isinstance(text, str) else text
 
 
 Pid = Annotated[int, Field(gt=1, lt=2**22 + 1)]
@@ -32,7 +38,10 @@ Text = Annotated[str, BeforeValidator(_presentable)]
 """For people: as much of it as is fit to read, and never a reason to refuse the rest."""
 
 
-Values = Annotated[dict[str, str], Field(repr=False)]
+NO_NUL = r"^[^\x00]*$"
+String = Annotated[str, Field(pattern=NO_NUL)]
+"""For programs: as the kernel takes it."""
+Values = Annotated[dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], String], Field(repr=False)]
 """Variable to value, some or all of them secret."""
 
 
@@ -96,19 +105,19 @@ class Written(Message):
 
     kind: Literal["file", "link", "seed", "folder"]
     path: Text
-    text: str
+    text: Annotated[str, BeforeValidator(_encodable)]
     origin: list[Text] = []
 
 
 class Prepared(Answer):
-    """`findings` with a fatal one: the agent cannot be started, and argv is empty."""
+    """`findings` with a fatal one: the agent cannot be started. argv is empty where not even a plan could be made."""
 
-    argv: list[str]
-    cwd: str
-    env: dict[str, str]
+    argv: list[String]
+    cwd: Annotated[String, Field(max_length=4096)]
+    env: Values
     secrets: Values = {}
     """Those of `secret_files` that could be read."""
-    findings: Annotated[list[Finding], Field(max_length=100)]
+    findings: Annotated[list[Finding], Field(max_length=10_000)]
     written: Annotated[list[Written], Field(max_length=10_000)] = []
     """With dry_run: what would be written."""
 
@@ -224,7 +233,7 @@ class AnswerLine(Message):
     """Either `answer`, to be read as the type that the request names, or `error`, a sentence."""
 
     id: int
-    answer: dict[str, Any] | None = None
+    answer: dict[str, Any] | None = Field(default=None, repr=False)
     error: Text | None = None
 
 

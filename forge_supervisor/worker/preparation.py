@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class _FatalError(Exception):
+    """Nothing more can be found out. Without a text, what is wrong has been noted already."""
+
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
         self.key = key
@@ -42,11 +44,12 @@ class Preparation:
         try:
             return self._run()
         except _FatalError as fatal:
-            finding = Finding(key=fatal.key, text=str(fatal), fatal=True)
-            return Prepared(argv=[], cwd="/", env={}, findings=[*self._findings, finding])
+            if str(fatal):
+                self._findings.append(Finding(key=fatal.key, text=str(fatal), fatal=True))
+            return Prepared(argv=[], cwd="/", env={}, findings=self._findings)
 
     def _run(self) -> Prepared:
-        if not self._paths.home.is_dir():
+        if not os.path.isdir(self._paths.home):
             raise _FatalError("run_as", f"the home directory {self._paths.home} of {self._agent.run_as} is missing")
         self._read_secrets()
         granted = Library.model_validate(self._request.granted)
@@ -57,6 +60,8 @@ class Preparation:
         except LookupError as error:
             raise _FatalError("harness", str(error)) from error
         self._note(program.preflight(subject, plan, self._paths))
+        if self._is_fatal() and not self._request.dry_run:
+            raise _FatalError("", "")
         if self._request.dry_run:
             self._check_writable()
             self._note(program.consult(subject, plan))
@@ -91,7 +96,7 @@ class Preparation:
         self._findings += [Finding(key="", text=text, fatal=False) for text in warnings]
 
     def _check_writable(self) -> None:
-        there = next(path for path in (self._paths.state, *self._paths.state.parents) if path.exists())
+        there = next(path for path in (self._paths.state, *self._paths.state.parents) if os.path.exists(path))
         # access(2) tells of a read-only file system too.
         if not os.access(there, os.W_OK | os.X_OK):
             raise _FatalError("run_as", f"{there} cannot be written by {self._agent.run_as} (chown or remount it)")
@@ -100,7 +105,7 @@ class Preparation:
         # tmux falls back to another directory in silence, and exec's errno would not name the key.
         if self._request.dry_run and plan.cwd == self._paths.state:
             return
-        if not plan.cwd.is_dir():
+        if not os.path.isdir(plan.cwd):
             raise _FatalError("cwd", f"{plan.cwd} is no directory that {self._agent.run_as} can see (make it)")
         if not os.access(plan.cwd, os.X_OK):
             raise _FatalError("cwd", f"{plan.cwd} cannot be entered by {self._agent.run_as} (chmod it)")
@@ -120,11 +125,10 @@ class Preparation:
         self._findings.append(Finding(key=f"harnesses.{self._agent.harness}.version", text=text, fatal=False))
 
     def _note(self, problems: Iterable[Problem]) -> None:
-        found = list(problems)
-        self._findings += [Finding(key=found.key, text=found.text, fatal=False) for found in found if not found.fatal]
-        for problem in found:
-            if problem.fatal:
-                raise _FatalError(problem.key, problem.text)
+        self._findings += [Finding(key=found.key, text=found.text, fatal=found.fatal) for found in problems]
+
+    def _is_fatal(self) -> bool:
+        return any(finding.fatal for finding in self._findings)
 
 
 def _written(plan: LaunchPlan) -> Iterator[Written]:
@@ -142,7 +146,7 @@ def _written(plan: LaunchPlan) -> Iterator[Written]:
 def _runtime() -> dict[str, str]:
     # Made by logind while the user is logged in or lingers; a sandboxed supervisor cannot look.
     directory = Path(f"/run/user/{os.getuid()}")
-    return {"XDG_RUNTIME_DIR": str(directory)} if directory.is_dir() else {}
+    return {"XDG_RUNTIME_DIR": str(directory)} if os.path.isdir(directory) else {}
 
 
 def paths_of(agent: Agent, home: Path) -> Paths:

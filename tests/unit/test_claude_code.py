@@ -86,6 +86,7 @@ class TestCommandLine:
             "DISABLE_UPDATES": "1",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
+            "DISABLE_COST_WARNINGS": "1",
         }
 
     def test_the_role_is_in_claude_md(self, paths: Paths) -> None:

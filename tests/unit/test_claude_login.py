@@ -30,6 +30,8 @@ class TestSeed:
         assert (seed.path, seed.lock) == (paths.home / ".claude.json", paths.home / ".claude.json.lock")
         assert seed.values == {
             "hasCompletedOnboarding": True,
+            "lspRecommendationDisabled": True,
+            "claudeCodeHints": {"disabled": True},
             "projects": {
                 str(paths.state): {
                     "hasTrustDialogAccepted": True,

@@ -53,7 +53,8 @@ def test_what_cannot_be_a_model(model: str) -> None:
 
 RULES = (
     "Bash", "Bash(git *)", "Bash(npm run test:*)", "Read(~/x/**)", "Edit(//srv/x)", "WebFetch(domain:example.org)",
-    "WebFetch", "mcp__tracker", "mcp__tracker__*", "mcp__tracker__search", "Agent(Explore)", "UnheardOf",
+    "WebFetch", "WebFetch(*)", "Bash( )",
+    "mcp__tracker", "mcp__tracker__*", "mcp__tracker__search", "Agent(Explore)", "UnheardOf",
 )  # fmt: skip
 
 
@@ -73,6 +74,15 @@ def test_rules_that_claude_takes() -> None:
         ("mcp__tracker(*)", "has no parentheses"),
         ("mcp__tracker__search(x)", "has no parentheses"),
         ("mcp__*", "name one"),
+        ("mcp__*__search", "name one"),
+        ("*", "name them one by one"),
+        ("B*", "name them one by one"),
+        ("Bash(:*)", "nothing before its :*"),
+        ("Edit(:*)", "nothing before its :*"),
+        ("Bash)", "is not opened"),
+        ("Bash(a\\)", "is not closed"),
+        ("WebFetch(domain:http://example.org)", "names a domain"),
+        (" Bash", "keep it from matching"),
     ],
 )
 def test_rules_over_which_claude_opens_a_dialog(rule: str, why: str) -> None:

@@ -21,6 +21,7 @@ from forge_supervisor.config import (
     Config,
     ConfigError,
     ExitStatuses,
+    Harnesses,
     Library,
     Policy,
     Problem,
@@ -468,7 +469,7 @@ def test_any_file_is_taken_or_refused_in_sentences(
         write(directory, "\n".join(f"{key} = {_toml(value)}" for key, value in document.items()), name)
     problems: Iterable[Problem] = ()
     try:
-        load(directory / "config.toml", check=lambda *_: [])
+        load(directory / "config.toml", harnesses=Harnesses())
     except ConfigError as error:
         problems = error.problems
     assert all(problem.file.startswith(str(directory)) and problem.key and problem.text for problem in problems)
@@ -549,7 +550,8 @@ def test_a_misspelt_key_is_not_missed_as_well(tmp_path: Path) -> None:
 @NEEDS_ROOT
 def test_nothing_is_missed_that_a_broken_file_may_hold(tmp_path: Path) -> None:
     write(tmp_path, "[defaults\n", "conf.d/1.toml")
-    [line] = refused(write(tmp_path, "[agents.a]"), uid=0, check=lambda *_: [Problem("role", "is missing")])
+    strict = Harnesses(lambda *_: [Problem("role", "is missing")])
+    [line] = refused(write(tmp_path, "[agents.a]"), uid=0, harnesses=strict)
     assert line.startswith("conf.d/1.toml:1:10: not valid TOML")
 
 
@@ -585,7 +587,7 @@ def checked(
     drop_in: str = "",
 ) -> Config:
     write(tmp_path, drop_in, "conf.d/1.toml")
-    return loaded(tmp_path, f"[agents.a]\nrole = 'r'\n{own}", check=check)
+    return loaded(tmp_path, f"[agents.a]\nrole = 'r'\n{own}", harnesses=Harnesses(check))
 
 
 def test_the_check_is_told_which_keys_are_the_agents_own(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from config_lab import RUN_AS, loaded, refused, write
+from config_lab import RUN_AS, SOMEBODY, loaded, refused, write
+
+from forge_supervisor import harness
+from forge_supervisor.config import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,6 +136,27 @@ def test_what_stands_in_defaults_is_told_there(tmp_path: Path) -> None:
     assert line == "config.toml: defaults.skills: there is no [skills.x] (declare it: [skills.x])"
 
 
+class TestDefaults:
+    """What stands in [defaults] is for agents of every harness, each of which takes what it understands."""
+
+    def test_an_agent_of_another_harness_has_nothing_of_the_library(self, tmp_path: Path) -> None:
+        agents = '[agents.a]\nrole = "x"\n[agents.t]\nharness = "command"\ncommand = ["true"]'
+        config = load(write(tmp_path, f'defaults.run_as = "{SOMEBODY.pw_name}"\n{self.defaults()}{LIBRARY}{agents}'),
+                      harnesses=harness.HARNESSES)  # fmt: skip
+        assert config.agents["a"].skills == ("review",)
+        assert (config.agents["t"].skills, config.agents["t"].discord_bot) == ((), None)
+
+    def test_an_agents_secret_goes_before_a_default_in_the_open_and_the_other_way_round(self, tmp_path: Path) -> None:
+        defaults = 'defaults.env = {A = "open", B = "open"}\ndefaults.secrets = {C = "/s/c"}\n'
+        config = loaded(tmp_path, f'{defaults}[agents.a]\nsecrets.A = "/s/a"\nenv.C = "open"')
+        agent = config.agents["a"]
+        assert (agent.env, agent.secrets) == ({"B": "open", "C": "open"}, {"A": "/s/a"})
+
+    @staticmethod
+    def defaults() -> str:
+        return 'defaults.skills = ["review"]\ndefaults.discord_bot = "team"\n'
+
+
 class TestBots:
     TWO = '[agents.a]\ndiscord_bot = "team"\n[agents.b]\ndiscord_bot = "{}"\n{}'
 
@@ -145,6 +169,11 @@ class TestBots:
             "config.toml: agents.b.discord_bot: agents.a has the bot of this token too, and both would answer every "
             "message (make another bot for one of them, or disable it)"
         )
+
+    def test_nor_is_the_same_file_under_another_path(self, tmp_path: Path) -> None:
+        twin = '[discord.bots.twin]\ntoken_file = "/s/x/../team"\n'
+        (line,) = refused(write(tmp_path, RUN_AS + LIBRARY + twin + self.TWO.format("twin", "")))
+        assert "agents.a has the bot of this token too" in line
 
     def test_one_that_is_disabled_is_in_nobodys_way(self, tmp_path: Path) -> None:
         assert loaded(tmp_path, LIBRARY + self.TWO.format("team", "enabled = false")).warnings == ()

@@ -27,7 +27,7 @@ secrets.TOKEN = "/s/token"
 
 
 def explanation(directory: Path, **keys: Any) -> Explanation:
-    config = loaded(directory, CONFIG, check=harness.check_agent)
+    config = loaded(directory, CONFIG, harnesses=harness.HARNESSES)
     prepared = Prepared(
         **{
             "argv": ["/opt/bin/claude", "--flag", "two words"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,6 @@ from forge_supervisor.secrets import MASK, SecretError, SecretRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 TOKEN = "hunter2-correct-horse"  # noqa: S105
 
@@ -107,6 +107,26 @@ class TestWhoReads:
         os.chown(roots / "link", SOMEBODY.pw_uid, -1, follow_symlinks=False)
         assert secrets.read_as_root(str(roots / "link")) is None
 
+    @pytest.mark.parametrize("mode", [0o1777, 0o1775, 0o1770])
+    def test_a_sticky_directory_that_others_may_write_is_not_either(self, roots: Path, mode: int) -> None:
+        """Trap: between two looks somebody can put a link to /etc/shadow there, and take their own file away."""
+        (roots / "token").write_text(TOKEN)
+        roots.chmod(mode)
+        assert secrets.read_as_root(str(roots / "token")) is None
+
+    def test_what_the_service_cannot_see_is_read_by_root_from_nowhere(self, roots: Path, tmp_path: Path) -> None:
+        """Else explain and --check would find what the service does not."""
+        (roots / "link").symlink_to("/root/token")
+        for path in ("/root/token", "/home/anna/token", "/var/tmp/x/token", str(tmp_path / "token")):
+            assert secrets.read_as_root(path) is None
+        (Path("/root") / roots.name).touch()
+        (roots / "link").unlink()
+        (roots / "link").symlink_to(Path("/root") / roots.name)
+        try:
+            assert secrets.read_as_root(str(roots / "link")) is None
+        finally:
+            (Path("/root") / roots.name).unlink()
+
     def test_a_directory_that_others_may_write_is_not_roots_alone(self, roots: Path) -> None:
         (roots / "token").write_text(TOKEN)
         roots.chmod(0o777)
@@ -131,6 +151,15 @@ class TestWhoReads:
 
 
 class TestCredentials:
+    @NEEDS_ROOT
+    def test_for_root_only_where_nobody_else_could_have_made_them(
+        self, token: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        os.chown(token.parent, SOMEBODY.pw_uid, -1)
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(token.parent))
+        with pytest.raises(SecretError):
+            secrets.read_as_root("$CREDENTIALS_DIRECTORY/token")
+
     def test_they_are_where_systemd_says(self, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(token.parent))
         found = secrets.read_as_root("$CREDENTIALS_DIRECTORY/token")
@@ -172,6 +201,18 @@ class TestMasking:
         secret = secrets.parts([TOKEN, key, "abc"])
         assert secrets.masked(f"say {TOKEN}! abc", secret) == f"say {MASK}! abc"
         assert "abcdefgh" not in secrets.masked("screen: abcdefgh", secret)
+
+    @pytest.mark.parametrize("length", [40, 300])
+    def test_where_a_program_has_broken_it_into_lines(self, length: int) -> None:
+        """Trap: capture-pane joins what tmux has wrapped, not what claude has."""
+        value = "".join(chr(ord("a") + number % 26) for number in range(length))
+        shown = "● it is\n  " + value[:20] + "\n  " + value[20:33] + "  \n  " + value[33:] + " and so on\n"
+        left = secrets.masked(shown, secrets.parts([value]))
+        assert left == f"● it is\n  {MASK} and so on\n"
+
+    def test_short_lines_of_a_long_secret_are_no_secrets(self) -> None:
+        assert secrets.parts(['{\n  "type": 1,\n  }\n']) == ['{\n  "type": 1,\n  }\n', '"type": 1,']
+        assert len(secrets.parts(["\n".join(f"a-long-line-{number}" for number in range(5000))])) == 101
 
     @given(st.text(alphabet="0123456789", min_size=secrets.SHORTEST), st.text(), st.text())
     def test_whatever_is_around_it(self, value: str, before: str, after: str) -> None:

@@ -84,7 +84,7 @@ class Stage:
     def __init__(self, realm: FakeRealm, handshake: Handshake) -> None:
         self.realm = realm
         self.events: list[events.Event] = []
-        self.concealed: set[str] = set()
+        self.concealed: list[tuple[Any, ...]] = []
         self._handshake = handshake
 
     def session(self, agent: Agent = AGENT, invocation: str = "c0ffee") -> Session:
@@ -95,7 +95,7 @@ class Stage:
             realm=realm,
             handshake=self._handshake,
             emit=self.events.append,
-            conceal=lambda preparation, _: self.concealed.update(preparation.secrets.values()),
+            conceal=lambda *told: self.concealed.append(told),
         )
 
     @property

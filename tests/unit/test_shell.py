@@ -10,6 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 from config_lab import NEEDS_ROOT, SOMEBODY
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ from forge_supervisor import shell, units
 user, cwd, *argv = sys.argv[1:]
 sys.exit(shell.run(units.lookup(user), argv, cwd, {"PATH": "/usr/bin:/bin", "GREETING": "hello"}))
 """
+# Makes the terminal that it is given the one that it works at, as a login does; then nothing is left on descriptor 0.
+OWN_TERMINAL = """
+import fcntl, os, termios
+terminal = next(fd for fd in (0, 1, 2) if os.isatty(fd))
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+if not any(os.isatty(fd) for fd in (1, 2)):
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+"""
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
 
@@ -31,7 +40,7 @@ def run(*argv: str, user: str = ME, cwd: str = "/", text: str = "") -> tuple[int
 
 
 def test_a_command_has_the_directory_the_environment_and_its_exit_code(tmp_path: Path) -> None:
-    code, said = run("/bin/sh", "-c", 'pwd; env | sort | grep -v "^_\\|^PWD\\|^SHLVL"; exit 7', cwd=str(tmp_path))
+    code, said = run("/bin/sh", "-c", 'pwd; env | sort | grep -v "^_\\|PWD=\\|^SHLVL"; exit 7', cwd=str(tmp_path))
     assert code == 7
     assert said == f"{tmp_path}\nGREETING=hello\nPATH=/usr/bin:/bin\n"
 
@@ -52,19 +61,47 @@ def test_root_becomes_the_agents_user_with_all_its_groups_and_no_more() -> None:
     assert set(run("/usr/bin/id", "-G", user=SOMEBODY.pw_name)[1].split()) == groups
 
 
-def test_of_a_terminal_it_gets_another_one_in_between() -> None:
-    """What it types into its own (TIOCSTI) must not be read by the shell that started it, which may be root's."""
+@NEEDS_ROOT
+@pytest.mark.parametrize("typed", [True, False])
+def test_nothing_of_roots_terminal_reaches_what_runs_in_it(*, typed: bool) -> None:
+    """Naively given root's terminal as stderr alone, it reads what root types when the command has long ended."""
     ours, theirs = os.openpty()
-    outer = os.ttyname(theirs)
-    command = [sys.executable, "-c", RUN, ME, "/", "/bin/sh", "-c", "tty; tty </dev/tty; read line; echo got $line"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    script = "ls -l /proc/self/fd; tty </dev/tty || true; read line; echo got $line; exit 5"
+    command = [sys.executable, "-c", OWN_TERMINAL + RUN, SOMEBODY.pw_name, "/", "/bin/sh", "-c", script]
+    stdin = theirs if typed else subprocess.PIPE
+    with subprocess.Popen(command, stdin=stdin, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        outer = os.ttyname(theirs)
         os.close(theirs)
-        said = _read_until(ours, b"/dev/tty")
-        assert outer.encode() not in said
-        os.write(ours, b"words\r")
-        assert b"got words" in _read_until(ours, b"got words")
-        assert process.wait(20) == 0
+        os.write(ours if typed else process.stdin.fileno(), b"words\n")  # type: ignore[union-attr] # it is a pipe
+        said = _read_until(ours, b"got words")
+        assert process.wait(20) == 5
     os.close(ours)
+    assert f"{outer}\r".encode() not in said, said
+
+
+@NEEDS_ROOT
+def test_without_any_terminal_it_has_not_even_the_one_that_root_works_at() -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", OWN_TERMINAL + RUN, SOMEBODY.pw_name, "/", "/bin/sh", "-c", "cat </dev/tty"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert process.wait(20) != 0
+    os.close(theirs)
+    os.close(ours)
+    assert b"/dev/tty: No such device" in said
+
+
+@NEEDS_ROOT
+def test_a_directory_is_entered_as_the_user(tmp_path: Path) -> None:
+    """Naively entered as root, what only root may enter is open to the user (/proc/PID/cwd)."""
+    closed = tmp_path / "closed"
+    (closed / "inner").mkdir(parents=True)
+    closed.chmod(0o700)
+    code, said = run("/bin/pwd", user=SOMEBODY.pw_name, cwd=str(closed / "inner"))
+    assert (code, "cannot be entered" in said) == (1, True)
 
 
 def _read_until(terminal: int, mark: bytes) -> bytes:

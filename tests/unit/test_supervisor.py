@@ -31,6 +31,10 @@ class FakeSession:
         self.slowness = 50 + 5 * int(agent.name[1:]) if agent.model == "crasher" else 1
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
+    async def examine(self) -> None:
+        if self.agent.model == "broken":
+            raise LaunchError("model", "is broken")
+
     async def launch(self) -> int:
         if self.agent.model == "broken":
             raise LaunchError("model", "is broken")
@@ -77,7 +81,8 @@ class Bench:
 
     def make(self, declared: Declared, invocation: str, **rest: Any) -> FakeSession:
         made = FakeSession(declared, invocation, **rest)
-        self.sessions.setdefault(declared.agent.name, []).append(made)
+        if invocation:  # the others are only examined
+            self.sessions.setdefault(declared.agent.name, []).append(made)
         return made
 
     def names(self) -> list[tuple[str, str]]:
@@ -237,6 +242,29 @@ def test_a_changed_entry_of_the_library_restarts_the_agents_that_have_it(play: P
     bench = play(declared("/srv/old"), scene)
     assert {name: len(sessions) for name, sessions in bench.sessions.items()} == {"has": 2, "other": 1, "none": 1}
     assert bench.sessions["has"][1].declared.granted.skills["review"].source == "/srv/new"
+
+
+def test_one_that_could_not_be_started_again_runs_on_as_it_was_until_it_can(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.supervisor.reload(config(a={"model": "broken"}, b={}))
+        assert bench.supervisor.status() == "2 running"
+        bench.sessions["a"][0].end(Exit(code=1))
+        await bench.until("1 running, 1 auto-restart: a (exit code 1)")
+        await bench.until("2 running")
+        assert bench.sessions["a"][-1].agent.model is None, "it is the old one that is restarted"
+        await bench.supervisor.reload(config(a={"model": "mended"}, b={}))
+        await bench.until("2 running")
+
+    bench = play(config(a={"restart": {"delay_sec": 0.01}}, b={}), scene)
+    warnings = [event for event in bench.events if isinstance(event, events.AgentWarning)]
+    assert [(event.key, event.problem) for event in warnings] == [
+        (
+            "agents.a.model",
+            "runs on as it was, for as it is declared now it could not be started: is broken",
+        )
+    ]
+    assert [session.agent.model for session in bench.sessions["a"]] == [None, None, "mended"]
+    assert len(bench.sessions["b"]) == 1
 
 
 def test_a_failed_agent_that_was_changed_gets_a_new_chance(play: Play) -> None:

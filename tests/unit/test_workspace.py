@@ -322,13 +322,22 @@ class TestLinks:
         assert self.targets(skills) == {"a": "/srv/a"}
 
     @pytest.mark.parametrize(
-        "record", ["", "[]", "not json", '{"/etc/passwd": "x", "../../x": "y", "x": 3, "CLAUDE.md": "z"}']
+        "record",
+        [
+            "", "[]", "not json",
+            '{"/etc/passwd": "x", "../../x": "y", "x": 3, "CLAUDE.md": "z"}',
+            '{"CLAUDE.md/x": "y", ".claude/a\\u0000b/c": "y", ".claude/\\ud800/x": "y"}',
+            json.dumps({f".claude/{'a' * 300}/x": "y", f".claude/skills/{'b' * 300}": "y", ".claude/skills/q": []}),
+        ],
+        ids=[*map(str, range(6))],
     )
     def test_a_record_that_is_none_is_no_harm(self, paths: Paths, skills: Path, record: str) -> None:
         """The agent's user can write it."""
         self.link(paths, a="/srv/a")
+        (paths.state / "CLAUDE.md").write_text("mine")
         (paths.launch / "links.json").write_text(record)
         assert self.link(paths, a="/srv/a") == []
+        assert (paths.state / "CLAUDE.md").read_text() == "mine"
         assert content_of(paths.launch / "links.json") == {".claude/skills/a": "/srv/a"}
         assert self.targets(skills) == {"a": "/srv/a"}
 

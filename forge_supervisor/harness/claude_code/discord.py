@@ -7,6 +7,7 @@ here of the plugin is from the source of its version 0.0.4.
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def files(bot: DiscordBot, paths: Paths) -> Iterator[File]:
         return
     file = paths.discord / "access.json"
     content = _access(bot.access, login.read_json(file))
-    yield File(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n", ("discord_bot",))
+    yield File(file, json.dumps(content, indent=2) + "\n", ("discord_bot",))
 
 
 def _access(access: DiscordAccess, there: dict[str, Any]) -> dict[str, Any]:
@@ -107,4 +108,4 @@ def _is_installed(home: Path) -> bool:
     plugins = login.read_json(home / "plugins/installed_plugins.json").get("plugins")
     installed = plugins.get(PLUGIN) if isinstance(plugins, dict) else None
     places = [entry.get("installPath") for entry in installed or [] if isinstance(entry, dict)]
-    return any(isinstance(place, str) and (Path(place) / grants.MANIFEST).is_file() for place in places)
+    return any(isinstance(place, str) and os.path.isfile(Path(place) / grants.MANIFEST) for place in places)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from forge_supervisor.harness import Paths, Subject
 
 MANIFEST = Path(".claude-plugin/plugin.json")
+# Whatever else a user calls a directory is no name by which a skill could be invoked.
+_SKILL_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # With any other, or without a name, claude leaves the plugin out and says nothing.
 _PLUGIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -70,9 +72,10 @@ def links(subject: Subject, paths: Paths) -> Iterator[Link]:
 def _users_skills(subject: Subject, paths: Paths) -> list[Path]:
     directory = config_home(subject.env, paths) / "skills"
     try:
-        return sorted(path for path in directory.iterdir() if (path / "SKILL.md").is_file())
+        found = sorted(directory.iterdir())
     except OSError:
         return []
+    return [path for path in found if _SKILL_NAME.fullmatch(path.name) and os.path.isfile(path / "SKILL.md")]
 
 
 def plugin_directories(granted: Library, paths: Paths) -> Iterator[Path]:
@@ -107,9 +110,10 @@ def plugin_name(directory: Path) -> str | None:
 
 
 def _directory_problems(key: str, directory: Path, needed: Path, user: str) -> Iterator[Problem]:
-    if not directory.is_dir():
+    # Not Path.is_dir and its kin, which raise where a user may not look.
+    if not os.path.isdir(directory):
         yield Problem(key, f"{directory} is no directory that {user} can see (namei -l {directory})")
-    elif not os.access(directory / needed, os.R_OK) or not (directory / needed).is_file():
+    elif not os.access(directory / needed, os.R_OK) or not os.path.isfile(directory / needed):
         yield Problem(key, f"{directory} has no {needed} that {user} can read (is it the right directory?)")
 
 

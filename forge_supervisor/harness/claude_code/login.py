@@ -28,7 +28,13 @@ def answers(subject: Subject, paths: Paths) -> JsonSeed:
     state = Path(os.path.realpath(paths.state))  # a path through a symbolic link does not count
     imports = {"hasClaudeMdExternalIncludesApproved": True, "hasClaudeMdExternalIncludesWarningShown": True}
     projects = {str(state): {"hasTrustDialogAccepted": True, **imports}}
-    values: dict[str, Any] = {"hasCompletedOnboarding": True, "projects": projects}
+    values: dict[str, Any] = {
+        "hasCompletedOnboarding": True,
+        "projects": projects,
+        # Two dialogs that offer to install a plugin, at any moment, and whose first answer is yes.
+        "lspRecommendationDisabled": True,
+        "claudeCodeHints": {"disabled": True},
+    }
     if key := subject.env.get("ANTHROPIC_API_KEY"):
         values["customApiKeyResponses"] = {"approved": [key[-20:]]}
     file = config_file(subject.env, paths)
@@ -79,6 +85,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def config_file(env: Mapping[str, str], paths: Paths) -> Path:
     """Find the file that claude calls its global config."""
     legacy = config_home(env, paths) / ".config.json"
-    if legacy.is_file() and legacy.stat().st_size > 0:  # then it goes before .claude.json
+    if os.path.isfile(legacy) and legacy.stat().st_size > 0:  # then it goes before .claude.json
         return legacy
     return (config_home(env, paths) if env.get("CLAUDE_CONFIG_DIR") else paths.home) / ".claude.json"

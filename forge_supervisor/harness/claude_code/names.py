@@ -29,6 +29,10 @@ _OPTIONS = {
     "--allowedTools": "use allowed_tools",
     "--allowed-tools": "use allowed_tools",
     "--append-system-prompt-file": "use role",
+    "--dangerously-load-development-channels": "it opens a dialog at every start",
+    "--managed-settings": _NEVER,
+    "--plugin-dir-no-mcp": "use plugins",
+    "--plugin-url": "use plugins",
     "--bare": _NEVER,
     "--bg": "the agent would run where nobody watches it",
     "--background": "the agent would run where nobody watches it",
@@ -78,22 +82,40 @@ def rule_problems(key: str, rules: Iterable[str], *, allow: bool) -> Iterator[Pr
 
 
 def _why_no_rule(rule: str, *, allow: bool) -> str | None:
+    if rule != rule.strip():
+        return "blanks around it keep it from matching anything"
     tool, opened, content = rule.partition("(")
-    if tool.startswith("mcp__"):
-        if allow and tool == "mcp__*":
-            return "it would allow all servers' tools (name one: mcp__server)"
-        return "an MCP tool's has no parentheses (mcp__server__tool)" if opened else None
-    return _why_no_rule_of_a_tool(tool, opened, content)
+    checks = (
+        _why_no_mcp_rule(tool, opened, allow=allow) if tool.startswith("mcp__") else _why_no_tool(tool, allow=allow),
+        _why_no_content(tool, content) if opened else None,
+    )
+    return next(filter(None, checks), None)
 
 
-def _why_no_rule_of_a_tool(tool: str, opened: str, content: str) -> str | None:
-    if tool[:1].islower():
-        return 'a tool\'s name begins with a capital letter ("Bash")'
-    if opened and not content.endswith(")"):
+def _why_no_mcp_rule(tool: str, opened: str, *, allow: bool) -> str | None:
+    server = tool.removeprefix("mcp__").partition("__")[0]
+    if allow and "*" in server:
+        return "it would allow several servers' tools (name one: mcp__server)"
+    return "an MCP tool's has no parentheses (mcp__server__tool)" if opened else None
+
+
+def _why_no_tool(tool: str, *, allow: bool) -> str | None:
+    if allow and "*" in tool:
+        return "it would allow several tools (name them one by one)"
+    if ")" in tool:
+        return "its parenthesis is not opened"
+    return 'a tool\'s name begins with a capital letter ("Bash")' if tool[:1].islower() else None
+
+
+def _why_no_content(tool: str, content: str) -> str | None:
+    inner = content[:-1]
+    if not content.endswith(")") or inner.endswith("\\"):
         return "its parenthesis is not closed"
-    if opened and not content[:-1].strip():
+    if not inner:
         return "there is nothing in its parentheses (leave them out)"
-    if tool == "WebFetch" and opened and not content.startswith("domain:"):
+    if inner == ":*":
+        return "there is nothing before its :* (leave the parentheses out)"
+    if tool == "WebFetch" and inner != "*" and not re.fullmatch(r"domain:[^/:]+", inner):
         return "a WebFetch rule names a domain (WebFetch(domain:example.org))"
     return None
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from forge_supervisor.config import Agent
     from forge_supervisor.harness import Paths, Subject
 
-# What claude asks although it may do all (rm -rf of a home, plan mode): an answer in place of a dialog.
-_NOBODY = {
-    "hookSpecificOutput": {
-        "hookEventName": "PermissionRequest",
+# What claude asks although it may do all (rm -rf of a home), and what an MCP server asks: answers in place of dialogs.
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "PermissionRequest": {
         "decision": {"behavior": "deny", "message": "Nobody is there to answer: do without it."},
-    }
+    },
+    "Elicitation": {"action": "decline"},
 }
 
 
@@ -34,12 +34,15 @@ QUIET = {
     "DISABLE_UPDATES": "1",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
+    # A dialog that says what has been spent.
+    "DISABLE_COST_WARNINGS": "1",
 }
 # Whether channels deliver is decided by a feature flag, and that comes by the traffic which is not essential.
 _QUIET_WITH_CHANNELS = {
     "DISABLE_AUTOUPDATER": "1",
     "DISABLE_UPDATES": "1",
     "DISABLE_ERROR_REPORTING": "1",
+    "DISABLE_COST_WARNINGS": "1",
     "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
 }
 
@@ -83,9 +86,14 @@ def _of_the_launch(subject: Subject, paths: Paths) -> dict[str, Any]:
         "enabledPlugins": _plugins(subject),
     }
     if is_unattended(agent):
-        answer = f"printf %s {shlex.quote(json.dumps(_NOBODY))}"
-        settings["hooks"] = {"PermissionRequest": [{"hooks": [{"type": "command", "command": answer}]}]}
+        settings["disableAllHooks"] = False  # the agent's own settings could say otherwise
+        settings["hooks"] = {event: [{"hooks": [_hook(event, answer)]}] for event, answer in _ANSWERS.items()}
     return settings
+
+
+def _hook(event: str, answer: dict[str, Any]) -> dict[str, str]:
+    said = json.dumps({"hookSpecificOutput": {"hookEventName": event, **answer}})
+    return {"type": "command", "command": f"printf %s {shlex.quote(said)}"}
 
 
 def _denied(agent: Agent, paths: Paths) -> Iterator[str]:
@@ -173,7 +181,7 @@ def _above(paths: Paths) -> tuple[Path, ...]:
 
 
 def _lies_in_a_repository(paths: Paths) -> bool:
-    return any((directory / ".git").exists() for directory in _above(paths))
+    return any(os.path.exists(directory / ".git") for directory in _above(paths))
 
 
 def barrier(paths: Paths) -> tuple[Path, ...]:
@@ -182,7 +190,7 @@ def barrier(paths: Paths) -> tuple[Path, ...]:
     An empty .git is enough for claude, and none for git. One that the agent has made stays.
     """
     place = paths.state / ".git"
-    there = os.path.lexists(place) and (place.is_symlink() or not place.is_dir())
+    there = os.path.lexists(place) and (place.is_symlink() or not os.path.isdir(place))
     return () if there else (place,)
 
 
