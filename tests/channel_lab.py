@@ -20,9 +20,15 @@ def install(lab: Lab, server: Json) -> None:
     installed = {"version": 2, "plugins": {PLUGIN: entry}}
     lab.give(lab.home / ".claude/plugins/installed_plugins.json", json.dumps(installed))
     marketplace = lab.home / ".claude/plugins/marketplaces/claude-plugins-official"
-    offered = [{"name": "discord", "description": "x", "source": "./external_plugins/discord"}]
+    python = {"pyright": {"command": "pyright-langserver", "args": [], "extensionToLanguage": {".py": "python"}}}
+    offered = [
+        {"name": "discord", "description": "x", "source": "./external_plugins/discord"},
+        {"name": "pyright-lsp", "description": "x", "source": "./lsp", "strict": False, "lspServers": python},
+        {"name": "hinted", "description": "x", "source": "./hinted"},
+    ]
     catalog = {"name": "claude-plugins-official", "owner": {"name": "x"}, "plugins": offered}
     lab.give(marketplace / ".claude-plugin/marketplace.json", json.dumps(catalog))
+    lab.give(marketplace / "hinted/.claude-plugin/plugin.json", json.dumps({"name": "hinted"}))
     lab.give(marketplace / "external_plugins/discord/.claude-plugin/plugin.json", json.dumps({"name": "discord"}))
     known = {
         "claude-plugins-official": {
@@ -33,11 +39,6 @@ def install(lab: Lab, server: Json) -> None:
     }
     lab.give(lab.home / ".claude/plugins/known_marketplaces.json", json.dumps(known))
     lab.give(lab.home / ".local/bin/bun", "#!/bin/sh\nexit 1\n", mode="755")
-
-
-def channel(lab: Lab, tag: str = "discord") -> Json:
-    server = lab.mcp_server(tag)
-    return {**server, "args": [*server["args"], "channel"]}
 
 
 def flags_on(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import tomlkit
-from messages_api import texts_of
+from messages_api import new_results, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -126,9 +126,10 @@ class Lab:
     def state_of(self, agent: str) -> Path:
         return self.home / ".local/state/forge/agents" / agent
 
-    def mcp_server(self, tag: str, **keys: Any) -> Json:
+    def mcp_server(self, tag: str, *kind: str, **keys: Any) -> Json:
         """Return a stand-in MCP server (mcp_server.py), which leaves a note of each of its starts for `spawned`."""
-        return {"command": "/usr/bin/python3", "args": [str(self._mcp_script), str(self.home / "spawned"), tag], **keys}
+        args = [str(self._mcp_script), str(self.home / "spawned"), tag, *kind]
+        return {"command": "/usr/bin/python3", "args": args, **keys}
 
     def spawned(self) -> dict[str, Json]:
         """Return the environment of every stand-in MCP server that was started, by its tag."""
@@ -192,6 +193,16 @@ class Lab:
         self.tmux("load-buffer", "-b", "words", "-", stdin=text)
         self.tmux("paste-buffer", "-p", "-d", "-b", "words", "-t", f"=agent-{agent}:")
         self.tmux("send-keys", "-t", f"=agent-{agent}:", "Enter")
+
+    def use(self, agent: str, tool: str, mark: str, **parameters: Any) -> str:
+        """Have the agent's model use a tool; return what it is told of the outcome."""
+        self.idle(agent)
+        self.say(agent, f"[{mark}]\nTOOL {json.dumps({'name': tool, 'input': parameters})}")
+
+        def outcome() -> str | None:
+            return next((told for request in self.requests() if (told := outcome_in(request, f"[{mark}]"))), None)
+
+        return wait_for(outcome, lambda: f"no outcome of {tool}\n{self._story(agent)}")
 
     def see(self, agent: str, text: str) -> None:
         wait_for(lambda: text in self.screen(agent), lambda: self._story(agent))
@@ -258,6 +269,13 @@ class Lab:
 def said(request: Json) -> str:
     """Return all that reached claude as the user's words, what it read in files among them."""
     return "\n".join(text for message in request["messages"] if message["role"] == "user" for text in texts_of(message))
+
+
+def outcome_in(request: Json, mark: str) -> str | None:
+    """Return the result of the tool that was used in the turn with that mark, if it is the request's last one."""
+    results = new_results(request)
+    turns = [text for message in request["messages"] for text in texts_of(message) if "TOOL {" in text]
+    return json.dumps(results[-1]) if results and turns and mark in turns[-1] else None
 
 
 def json_of(path: Path) -> Json:

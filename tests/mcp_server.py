@@ -1,7 +1,8 @@
-"""A stand-in MCP server: `python mcp_server.py DIRECTORY TAG [channel]`, on standard input and output.
+"""A stand-in MCP server: `python mcp_server.py DIRECTORY TAG [channel|asking]`, on standard input and output.
 
 It writes its environment to DIRECTORY/TAG.json when it is started, and offers a tool `alpha`, which answers 'RAN TAG'.
-As a channel it also sends the message 'PUSHED', again and again: claude listens only some time after it has connected.
+An asking one asks the user's name instead, and answers 'ASKED' with what was said. As a channel it also sends the
+message 'PUSHED', again and again: claude listens only some time after it has connected.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+
+QUESTION = {
+    "message": "Who are you?",
+    "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+}
 
 
 def answer(method: str, parameters: dict[str, Any], tag: str, *, channel: bool) -> dict[str, Any] | None:
@@ -32,7 +38,9 @@ def answer(method: str, parameters: dict[str, Any], tag: str, *, channel: bool) 
 
 
 def main() -> None:
-    directory, tag, *channel = sys.argv[1:]
+    directory, tag, *kind = sys.argv[1:]
+    channel, asking = kind == ["channel"], kind == ["asking"]
+    asked_for = 0
     note = Path(directory, f"{tag}.json")
     note.parent.mkdir(exist_ok=True)
     partial = note.with_suffix(f".{os.getpid()}")
@@ -40,11 +48,19 @@ def main() -> None:
     partial.rename(note)
     for line in sys.stdin:
         request = json.loads(line)
+        if request.get("id") == "question":
+            said = json.dumps(request.get("result", request.get("error")))
+            say({"id": asked_for, "result": {"content": [{"type": "text", "text": f"ASKED {said}"}]}})
+            continue
+        if asking and request.get("method") == "tools/call":
+            asked_for = request["id"]
+            say({"id": "question", "method": "elicitation/create", "params": QUESTION})
+            continue
         if "id" not in request:
             if channel and request.get("method") == "notifications/initialized":
                 threading.Thread(target=push, daemon=True).start()
             continue
-        result = answer(request["method"], request.get("params", {}), tag, channel=bool(channel))
+        result = answer(request["method"], request.get("params", {}), tag, channel=channel)
         say({"id": request["id"], **({"result": result} if result is not None else {"error": {"code": -32601}})})
 
 

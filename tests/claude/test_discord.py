@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from channel_lab import PLUGIN, channel, flags_on, install
+from channel_lab import PLUGIN, flags_on, install
 from claude_lab import json_of, wait_for
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def library(lab: Lab) -> Json:
 
 
 def test_its_messages_reach_the_agent_and_its_server_has_token_and_state(lab: Lab) -> None:
-    install(lab, channel(lab))
+    install(lab, lab.mcp_server("discord", "channel"))
     flags_on(lab)
     lab.start({"scout": {"discord_bot": "team"}}, library(lab))
     pid = lab.prompt("scout")
@@ -46,7 +46,7 @@ def test_its_messages_reach_the_agent_and_its_server_has_token_and_state(lab: La
 
 
 def test_an_agent_without_a_bot_has_none_of_it(lab: Lab) -> None:
-    install(lab, channel(lab))
+    install(lab, lab.mcp_server("discord", "channel"))
     flags_on(lab)
     lab.start({"scout": {}, "herald": {"discord_bot": "team"}}, library(lab))
     lab.prompt("scout")
@@ -70,7 +70,7 @@ def test_a_server_that_failed_is_tried_again_at_the_next_start(lab: Lab) -> None
     lab.prompt("scout")
     cache = lab.home / ".claude/mcp-needs-auth-cache.json"
     wait_for(lambda: "plugin:discord:discord" in json_of(cache), "claude has not taken note of the failure")
-    install(lab, channel(lab))
+    install(lab, lab.mcp_server("discord", "channel"))
     lab.configure({"scout": {"discord_bot": "team", "effort": "low"}}, library(lab))
     lab.reload()
     lab.request("PUSHED")

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from channel_lab import channel, flags_on, install
+from channel_lab import flags_on, install
 from claude_lab import wait_for
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 PLANTED = {
     "ANTHROPIC_API_KEY": "sk-ant-api03-planted-api-key-0123456789-abcdefghijklmnop",
-    "GITHUB_TOKEN": "ghp_planted_own_secret_0123456789",
+    # So long that claude breaks it into lines on its screen.
+    "GITHUB_TOKEN": "ghp_" + "".join(f"{number:03}-planted-" for number in range(30)),
     "TRACKER_TOKEN": "planted-secret-of-a-server-0123456789",
     "DISCORD_BOT_TOKEN": "planted-token-of-a-bot-0123456789",
 }
@@ -37,7 +38,7 @@ def declared(lab: Lab) -> tuple[Json, Json]:
 
 
 def test_each_is_in_the_agents_environment_and_nowhere_else(lab: Lab) -> None:
-    install(lab, channel(lab))
+    install(lab, lab.mcp_server("discord", "channel"))
     flags_on(lab)
     lab.start(*declared(lab))
     pid = lab.prompt("scout")
@@ -57,6 +58,7 @@ def test_each_is_in_the_agents_environment_and_nowhere_else(lab: Lab) -> None:
     os.kill(pid, signal.SIGKILL)
     screen = lab.event("agent_exited", "scout")["screen"]
     assert "[secret]" in screen
+    assert "planted" not in screen
     assert lab.stop() == 0
     log = "\n".join(json.dumps(event) for event in lab.events())
     # What claude remembers of the key by its own way is its own: the last 20 characters, in ~/.claude.json.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from claude_lab import wait_for
-from messages_api import new_results, texts_of
 
 if TYPE_CHECKING:
     from claude_lab import Json, Lab
@@ -36,24 +36,6 @@ def ask(lab: Lab, agent: str, text: str) -> str:
     return json.dumps(lab.request(text))
 
 
-def use(lab: Lab, agent: str, tool: str, mark: str, **parameters: Any) -> str:
-    """Have the model use a tool; return what it is told of the outcome."""
-    lab.idle(agent)
-    lab.say(agent, f"[{mark}]\nTOOL {json.dumps({'name': tool, 'input': parameters})}")
-
-    def outcome() -> str | None:
-        return next((told for request in lab.requests() if (told := _outcome(request, f"[{mark}]"))), None)
-
-    return wait_for(outcome, lambda: f"no outcome of {tool}\n{lab.screen(agent)}")
-
-
-def _outcome(request: Json, mark: str) -> str | None:
-    """Return the result of the tool that was used in the turn with that mark, if it is the request's last one."""
-    results = new_results(request)
-    turns = [text for message in request["messages"] for text in texts_of(message) if "TOOL {" in text]
-    return json.dumps(results[-1]) if results and turns and mark in turns[-1] else None
-
-
 class TestSkills:
     def test_only_the_declared_ones_are_listed_and_can_be_used(self, lab: Lab) -> None:
         library = {"skills": {"whistle": skill(lab, "whistle", "WHISTLE-BODY"), "other": skill(lab, "other")}}
@@ -65,9 +47,9 @@ class TestSkills:
         assert "About other" not in request
         assert "USERS-SKILL" not in request
         assert not [name for name in BUNDLED if f"- {name}" in request]
-        assert "WHISTLE-BODY" in use(lab, "scout", "Skill", "used", skill="whistle") + json.dumps(lab.requests()[-1])
-        assert "Unknown skill" in use(lab, "scout", "Skill", "unknown", skill="other")
-        assert "Unknown skill" in use(lab, "scout", "Skill", "bundled", skill="simplify")
+        assert "WHISTLE-BODY" in lab.use("scout", "Skill", "used", skill="whistle") + json.dumps(lab.requests()[-1])
+        assert "Unknown skill" in lab.use("scout", "Skill", "unknown", skill="other")
+        assert "Unknown skill" in lab.use("scout", "Skill", "bundled", skill="simplify")
 
     def test_one_that_is_withdrawn_is_gone_and_the_agents_own_stays(self, lab: Lab) -> None:
         library = {"skills": {name: skill(lab, name) for name in ("whistle", "sing")}}
@@ -101,9 +83,9 @@ class TestMcpServers:
         lab.start({"scout": {"mcp_servers": ["tracker"], "plugins": ["reviews"]}}, library)
         lab.prompt("scout")
         wait_for(lambda: len(lab.spawned()) == 2, lambda: f"started: {list(lab.spawned())}")
-        assert "RAN tracker" in use(lab, "scout", "mcp__tracker__alpha", "tracker")
-        assert "RAN bundled" in use(lab, "scout", "mcp__plugin_reviews_bundled__alpha", "bundled")
-        assert "No such tool available" in use(lab, "scout", "mcp__other__alpha", "other")
+        assert "RAN tracker" in lab.use("scout", "mcp__tracker__alpha", "tracker")
+        assert "RAN bundled" in lab.use("scout", "mcp__plugin_reviews_bundled__alpha", "bundled")
+        assert "No such tool available" in lab.use("scout", "mcp__other__alpha", "other")
         request = ask_again(lab, "what is there?")
         assert "mcp__tracker__alpha" in request
         assert "mcp__plugin_reviews_bundled__alpha" in request
@@ -159,7 +141,7 @@ class TestForeignThings:
         assert "MARK" not in request, request[request.find("MARK") - 200 :][:400]
         assert "/memory" not in request
         assert "haiku" not in json.loads(request)["model"]
-        assert "RAN ours" in use(lab, "scout", "mcp__ours__alpha", "ours")
+        assert "RAN ours" in lab.use("scout", "mcp__ours__alpha", "ours")
         assert set(lab.spawned()) == {"ours"}
         environment = (Path("/proc") / str(lab.event("agent_started", "scout")["pid"]) / "environ").read_text()
         assert "MARK_ENV" not in environment
@@ -177,15 +159,17 @@ class TestForeignThings:
         [
             ("user-instructions", {"MARK-USER", "MARK-RULE"}),
             ("parent-instructions", {"MARK-HOME", "MARK-PARENT"}),
-            ("user-settings", {"MARK-SUBAGENT", "MARK-COMMAND", "MARK-LANGUAGE", "MARK-HOOK"}),
+            ("user-settings", {"MARK-SUBAGENT", "MARK-COMMAND", "MARK-LANGUAGE", "MARK-HOOK", "MARK-STYLE"}),
         ],
     )
-    def test_each_comes_where_it_is_inherited(self, littered: Lab, inherit: str, marks: set[str]) -> None:
+    def test_each_comes_where_it_is_inherited_and_nothing_else(
+        self, littered: Lab, inherit: str, marks: set[str]
+    ) -> None:
         lab = littered
         lab.start({"scout": {"inherit": [inherit]}})
         request = ask(lab, "scout", "what is there?")
-        assert {mark for mark in marks if mark in request} == marks
-        assert "MARK-PARENT-SKILL" not in request
+        assert set(re.findall("MARK-[A-Z-]*[A-Z]", request)) == marks
+        assert set(lab.spawned()) <= ({"users"} if inherit == "user-settings" else set())
 
     def test_the_users_skills_come_alone(self, littered: Lab) -> None:
         lab = littered
@@ -235,10 +219,10 @@ def test_two_agents_of_one_user_have_each_its_own(lab: Lab) -> None:
     assert "About sing" not in bodies["scout"]
     assert "About sing" in bodies["herald"]
     assert "About whistle" not in bodies["herald"]
-    assert "RAN calendar" in use(lab, "herald", "mcp__calendar__alpha", "own")
-    assert "No such tool available" in use(lab, "herald", "mcp__tracker__alpha", "others")
-    assert "No such tool available" in use(lab, "scout", "mcp__calendar__alpha", "theirs")
-    assert "No such tool available" in use(lab, "herald", "WebSearch", "denied", query="x")
+    assert "RAN calendar" in lab.use("herald", "mcp__calendar__alpha", "own")
+    assert "No such tool available" in lab.use("herald", "mcp__tracker__alpha", "others")
+    assert "No such tool available" in lab.use("scout", "mcp__calendar__alpha", "theirs")
+    assert "No such tool available" in lab.use("herald", "WebSearch", "denied", query="x")
 
 
 class TestPermissions:
@@ -248,7 +232,7 @@ class TestPermissions:
         lab.give(lab.home / ".claude.json", json.dumps({"projects": projects}))
         lab.start({"scout": {"permissions": {"skip_prompts": False}}})
         lab.prompt("scout")
-        assert "has been denied" in use(lab, "scout", "Bash", "shell", command="touch made", description="x")
+        assert "has been denied" in lab.use("scout", "Bash", "shell", command="touch made", description="x")
         assert not (lab.state_of("scout") / "made").exists()
 
     def test_what_is_allowed_runs_and_the_rest_is_refused_without_a_question(self, lab: Lab) -> None:
@@ -256,30 +240,22 @@ class TestPermissions:
         lab.start({"scout": {"allowed_tools": ["Bash(touch *)"], "permissions": permissions}})
         lab.prompt("scout")
         state = lab.state_of("scout")
-        use(lab, "scout", "Bash", "allowed", command="touch allowed", description="x")
+        lab.use("scout", "Bash", "allowed", command="touch allowed", description="x")
         assert (state / "allowed").exists()
-        use(lab, "scout", "Write", "written", file_path=str(state / "written"), content="x")
+        lab.use("scout", "Write", "written", file_path=str(state / "written"), content="x")
         assert (state / "written").exists()
-        assert "has been denied" in use(lab, "scout", "Bash", "denied", command="touch denied", description="x")
-        assert "has been denied" in use(lab, "scout", "Bash", "unlisted", command="mkdir unlisted", description="x")
+        assert "has been denied" in lab.use("scout", "Bash", "denied", command="touch denied", description="x")
+        assert "has been denied" in lab.use("scout", "Bash", "unlisted", command="mkdir unlisted", description="x")
         elsewhere = str(lab.home / "elsewhere")
-        use(lab, "scout", "Write", "outside", file_path=elsewhere, content="x")
+        lab.use("scout", "Write", "outside", file_path=elsewhere, content="x")
         assert not {"denied", "unlisted"}.intersection(path.name for path in state.iterdir())
         assert not Path(elsewhere).exists()
-        assert "No such tool available" in use(lab, "scout", "EnterPlanMode", "plan")
+        assert "No such tool available" in lab.use("scout", "EnterPlanMode", "plan")
 
     def test_a_denial_holds_where_all_prompts_are_skipped(self, lab: Lab) -> None:
         lab.start({"scout": {"permissions": {"deny": ["Bash(touch *)"]}}})
         lab.prompt("scout")
-        assert "has been denied" in use(lab, "scout", "Bash", "denied", command="touch made", description="x")
-
-    def test_what_claude_asks_even_then_is_answered(self, lab: Lab) -> None:
-        """Trap: bypass mode still opens a dialog for the removal of a home."""
-        lab.start({"scout": {}})
-        lab.prompt("scout")
-        told = use(lab, "scout", "Bash", "home", command="rmdir ~", description="x")
-        assert "Nobody is there to answer" in told
-        assert lab.home.is_dir()
+        assert "has been denied" in lab.use("scout", "Bash", "denied", command="touch made", description="x")
 
     def test_rights_that_an_agent_gives_itself_end_with_its_session(self, lab: Lab) -> None:
         permissions = {"skip_prompts": False, "deny": ["WebFetch"]}
@@ -292,7 +268,7 @@ class TestPermissions:
         lab.reload()
         lab.prompt("scout", 2)
         assert json.loads(own.read_text()) == {"permissions": {"allow": [], "deny": ["WebFetch"]}}
-        assert "has been denied" in use(lab, "scout", "Bash", "shell", command="touch made", description="x")
+        assert "has been denied" in lab.use("scout", "Bash", "shell", command="touch made", description="x")
 
     def test_further_directories_are_worked_in_and_bring_nothing(self, lab: Lab) -> None:
         """Trap: --add-dir asks for trust, and loads the directory's skills."""
@@ -302,5 +278,5 @@ class TestPermissions:
         lab.give(lab.home / "private", "the private")
         lab.start({"scout": {"add_dirs": ["~/work"], "permissions": {"skip_prompts": False}}})
         assert "MARK" not in ask(lab, "scout", "what is there?")
-        assert "the data" in use(lab, "scout", "Read", "inside", file_path=str(lab.home / "work/data"))
-        assert "the private" not in use(lab, "scout", "Read", "outside", file_path=str(lab.home / "private"))
+        assert "the data" in lab.use("scout", "Read", "inside", file_path=str(lab.home / "work/data"))
+        assert "the private" not in lab.use("scout", "Read", "outside", file_path=str(lab.home / "private"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import home_of, json_in, launch_settings, plan_of, write
+from claude_plan_lab import home_of, json_in, launch_settings, plan_of, preflight, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,13 @@ def paths(tmp_path: Path) -> Paths:
 
 def own_settings(paths: Paths, **keys: Any) -> dict[str, Any]:
     return json_in(plan_of(paths, **keys), paths.state / ".claude/settings.json")
+
+
+def said_by(hooks: list[dict[str, Any]]) -> dict[str, Any]:
+    (command,) = (hook["command"] for matcher in hooks for hook in matcher["hooks"])
+    said = json.loads(subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True).stdout)
+    output: dict[str, Any] = said["hookSpecificOutput"]
+    return output
 
 
 class TestPermissions:
@@ -52,10 +60,12 @@ class TestPermissions:
     ) -> None:
         settings = launch_settings(paths, permissions=permissions)
         assert ("hooks" in settings) is answered
-        if answered:
-            command = settings["hooks"]["PermissionRequest"][0]["hooks"][0]["command"]
-            said = json.loads(subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True).stdout)
-            assert said["hookSpecificOutput"]["decision"]["behavior"] == "deny"
+        if not answered:
+            return
+        assert settings["disableAllHooks"] is False, "the agent's own settings cannot undo it"
+        said = {event: said_by(hooks) for event, hooks in settings["hooks"].items()}
+        assert said["PermissionRequest"]["decision"]["behavior"] == "deny"
+        assert said["Elicitation"]["action"] == "decline"
 
 
 class TestBounds:
@@ -102,6 +112,15 @@ class TestBounds:
         assert [*map(str, parents)] == [
             str(paths.home / ".claude" / name) for name in ("CLAUDE.md", "AGENTS.md", "rules/**")
         ]
+
+    def test_instructions_that_claude_would_not_find_are_told(self, paths: Paths, tmp_path: Path) -> None:
+        login = {"ANTHROPIC_API_KEY": "x"}
+        assert preflight(paths, inherit=("user-instructions",), env=login) == []
+        for env in ({"CLAUDE_CONFIG_DIR": str(paths.home / "cc")}, {"CLAUDE_CONFIG_DIR": str(tmp_path / "o/.claude")}):
+            (problem,) = preflight(paths, inherit=("user-instructions",), env={**login, **env})
+            assert (problem.key, problem.fatal) == ("inherit", False)
+        elsewhere = dataclasses.replace(paths, forge=tmp_path / "state/forge")
+        assert len(preflight(elsewhere, inherit=("user-instructions",), env=login)) == 1
 
     def test_servers_declared_above_the_agents_directory_are_not_started(self, paths: Paths) -> None:
         """Trap: claude starts the servers of every .mcp.json between the root and the agent's directory."""

@@ -96,6 +96,7 @@ class ClaudeCode:
     def preflight(self, subject: Subject, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:
         yield from grants.problems(subject, paths)
         yield from discord.problems(subject, plan, paths)
+        yield from settings.problems(subject, paths)
         if not login.has_credentials(subject.env, paths):
             way_out = login.command(subject, plan, "auth", "login")
             yield Problem("", f"not logged in: run `{way_out}`", fatal=False)

@@ -22,6 +22,7 @@ _DOTTED = re.compile(r"(?:claude-)?([a-z]+)-(\d+)\.(\d+)(\[1m\])?")
 _RESERVED = frozenset(
     {"claude-code-remote", "claude-in-chrome", "computer-use", "ide", "remote-devices", "webagent", "workspace"}
 )
+_OF_FILES = frozenset({"Edit", "Glob", "NotebookEdit", "NotebookRead", "Read", "Write"})
 _NEVER = "would undo what keeps the agent to what was declared"
 _OPTIONS = {
     "--add-dir": "use add_dirs",
@@ -111,12 +112,18 @@ def _why_no_content(tool: str, content: str) -> str | None:
     inner = content[:-1]
     if not content.endswith(")") or inner.endswith("\\"):
         return "its parenthesis is not closed"
-    if not inner:
+    if not inner or inner == ":*":
         return "there is nothing in its parentheses (leave them out)"
-    if inner == ":*":
-        return "there is nothing before its :* (leave the parentheses out)"
-    if tool == "WebFetch" and inner != "*" and not re.fullmatch(r"domain:[^/:]+", inner):
+    if tool in _OF_FILES and ":*" in inner:
+        return "a :* ends the beginning of a command, not of a path (use * or **)"
+    return None if inner == "*" else _why_no_search(tool, inner)
+
+
+def _why_no_search(tool: str, inner: str) -> str | None:
+    if tool == "WebFetch" and not re.fullmatch(r"domain:[^/:]+", inner):
         return "a WebFetch rule names a domain (WebFetch(domain:example.org))"
+    if tool == "WebSearch" and re.search(r"[*?]", inner):
+        return "a WebSearch rule has no wildcards"
     return None
 
 

@@ -8,9 +8,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, expand_home
 from forge_supervisor.harness.claude_code.discord import PLUGIN
-from forge_supervisor.harness.claude_code.login import read_json
+from forge_supervisor.harness.claude_code.login import config_home, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,6 +160,16 @@ def _plugins(subject: Subject) -> dict[str, bool]:
 def is_unattended(agent: Agent) -> bool:
     """Whether nothing may ever wait for somebody at the agent's terminal."""
     return agent.permissions.skip_prompts or agent.permissions.unlisted == "refuse"
+
+
+def problems(subject: Subject, paths: Paths) -> Iterator[Problem]:
+    """Find what was to be inherited and cannot be: claude finds the user's instructions on its way up alone."""
+    if "user-instructions" not in subject.agent.inherit:
+        return
+    users = Path(os.path.realpath(config_home(subject.env, paths)))
+    if users.name != ".claude" or users.parent not in _above(paths):
+        text = f'"user-instructions" has no effect: claude does not look into {users} from {paths.state} (remove it)'
+        yield Problem("inherit", text, fatal=False)
 
 
 def _foreign_instructions(agent: Agent, paths: Paths) -> Iterator[str]:
