@@ -60,15 +60,15 @@ def test_each_is_read_by_whoever_may_and_found_nowhere_else(holder: Machine) -> 
     )
     # It shows all of them on its screen and crashes: that screen goes to the journal.
     crasher = 'command = ["/bin/sh", "-c", "env; exit 3"]\nrestart.policy = "no"\n'
-    keeper = f"[agents.keeper.secrets]\n{secrets}"
-    start(holder, f"{keeper}[agents.leaker]\n{crasher}[agents.leaker.secrets]\n{secrets}")
-    environment = environment_of(holder, "keeper")
+    keeper = f"[agents.with-keeper.secrets]\n{secrets}"
+    start(holder, f"{keeper}[agents.with-leaker]\n{crasher}[agents.with-leaker.secrets]\n{secrets}")
+    environment = environment_of(holder, "with-keeper")
     values = {"ROOTS": ROOTS, "CREDENTIAL": CREDENTIAL, "OWN": USERS, "ABSOLUTE": USERS}
     assert {name: environment[name] for name in values} == values
-    ended = holder.wait_for("EVENT=agent_exited", "AGENT=leaker", until=bool)
+    ended = holder.wait_for("EVENT=agent_exited", "AGENT=with-leaker", until=bool)
     assert "ROOTS=[secret]" in ended["SCREEN"]
-    explained = holder.run("forge-supervisor", "explain", "keeper").stdout
-    explained += holder.run("forge-supervisor", "explain", "keeper", "--json").stdout
+    explained = holder.run("forge-supervisor", "explain", "with-keeper").stdout
+    explained += holder.run("forge-supervisor", "explain", "with-keeper", "--json").stdout
     explained += holder.run("forge-supervisor", "--check").stdout
     assert "CREDENTIAL=[secret]" in explained, "root reads the running service's credentials"
     tmux = holder.run("tmux", "-L", "forge", "show-environment", "-g", user="keyholder").stdout
@@ -90,23 +90,23 @@ def environ_of_worker(machine: Machine) -> str:
 
 
 def test_a_missing_token_is_an_error_of_that_agent_alone(holder: Machine) -> None:
-    without = '[agents.without]\nsecrets.TOKEN = "/etc/forge-supervisor/secrets/none"\nrestart.policy = "no"\n'
-    start(holder, without + "[agents.other]\n")
-    failed = holder.wait_for("EVENT=agent_start_failed", "AGENT=without", until=bool)
-    assert failed["KEY"] == "agents.without.secrets.TOKEN"
+    without = '[agents.without-one]\nsecrets.TOKEN = "/etc/forge-supervisor/secrets/none"\nrestart.policy = "no"\n'
+    start(holder, without + "[agents.with-other]\n")
+    failed = holder.wait_for("EVENT=agent_start_failed", "AGENT=without-one", until=bool)
+    assert failed["KEY"] == "agents.without-one.secrets.TOKEN"
     assert failed["PROBLEM"].startswith("/etc/forge-supervisor/secrets/none: there is no such file")
-    assert environment_of(holder, "other")
+    assert environment_of(holder, "with-other")
     status = holder.property("forge-supervisor", "StatusText")
-    assert status == "1 running, 1 failed: without (resources)"
+    assert status == "1 running, 1 failed: without-one (resources)"
 
 
 def test_one_that_everybody_may_read_is_warned_of_and_used(holder: Machine) -> None:
     holder.write("/etc/forge-supervisor/public", "not-so-secret-at-all\n", mode=0o644)
-    start(holder, '[agents.open]\nsecrets.TOKEN = "/etc/forge-supervisor/public"\n')
-    warned = holder.wait_for("EVENT=agent_warning", "AGENT=open", until=bool)
-    assert warned["KEY"] == "agents.open.secrets.TOKEN"
+    start(holder, '[agents.with-open]\nsecrets.TOKEN = "/etc/forge-supervisor/public"\n')
+    warned = holder.wait_for("EVENT=agent_warning", "AGENT=with-open", until=bool)
+    assert warned["KEY"] == "agents.with-open.secrets.TOKEN"
     assert "every user of this machine may read" in warned["PROBLEM"]
-    assert environment_of(holder, "open")["TOKEN"] == "not-so-secret-at-all"  # noqa: S105
+    assert environment_of(holder, "with-open")["TOKEN"] == "not-so-secret-at-all"  # noqa: S105
 
 
 @pytest.mark.parametrize("planted", ["link", "directory"])
@@ -120,14 +120,14 @@ def test_root_reads_nothing_that_a_user_could_have_chosen(holder: Machine, plant
         holder.run("ln", "-s", "/etc/forge-supervisor/secrets", "/srv/theirs/sub", user="keyholder")
     path = "/srv/theirs/token" if planted == "link" else "/srv/theirs/sub/roots"
     assert holder.run("cat", path).stdout, "root itself could"
-    start(holder, f'[agents.thief]\nsecrets.TOKEN = "{path}"\nrestart.policy = "no"\n')
-    failed = holder.wait_for("EVENT=agent_start_failed", "AGENT=thief", until=bool)
+    start(holder, f'[agents.thief-{planted}]\nsecrets.TOKEN = "{path}"\nrestart.policy = "no"\n')
+    failed = holder.wait_for("EVENT=agent_start_failed", f"AGENT=thief-{planted}", until=bool)
     assert "cannot be read: Permission denied" in failed["PROBLEM"]
 
 
 def test_a_secret_of_another_user_is_none_of_this_ones(holder: Machine) -> None:
     holder.add_user("neighbour")
     holder.write("/home/neighbour/token", "of-the-neighbour\n", mode=0o600, owner="neighbour")
-    start(holder, '[agents.nosy]\nsecrets.TOKEN = "/home/neighbour/token"\nrestart.policy = "no"\n')
-    failed = holder.wait_for("EVENT=agent_start_failed", "AGENT=nosy", until=bool)
+    start(holder, '[agents.with-nosy]\nsecrets.TOKEN = "/home/neighbour/token"\nrestart.policy = "no"\n')
+    failed = holder.wait_for("EVENT=agent_start_failed", "AGENT=with-nosy", until=bool)
     assert "/home/neighbour/token cannot be read: Permission denied" in failed["PROBLEM"]
