@@ -109,7 +109,8 @@ class _Foreign(logging.Handler):
             return
         logger = structlog.get_logger()
         write = getattr(logger, record.levelname.lower(), logger.error)
-        write("log", message=message, logger=record.name, exc_info=record.exc_info)
+        whose = {"run_as": record.run_as} if hasattr(record, "run_as") else {}
+        write("log", message=message, logger=record.name, exc_info=record.exc_info, **whose)
 
 
 def _stderr_is_journal() -> bool:

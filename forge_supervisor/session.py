@@ -178,14 +178,19 @@ class Session:
             self._process = None
 
     async def _prepare(self, *, dry_run: bool = False) -> tuple[Prepared, Mapping[str, str]]:
+        # What is only examined is not the agent's last start.
+        owner = f"{self._agent.name} (examined)" if dry_run else self._agent.name
         try:
             preparation = await prepare(
-                self._realm, self._declared, dry_run=dry_run, conceal=self._conceal_roots
+                self._realm,
+                self._declared,
+                dry_run=dry_run,
+                conceal=lambda read: self._conceal(owner, read, None),
             )
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
         # Before anything is said of it.
-        self._conceal(self._agent.name, preparation.users, self._agent.run_as)
+        self._conceal(owner, preparation.users, self._agent.run_as)
         prepared = preparation.prepared
         for finding in prepared.findings:
             if finding.fatal:
@@ -195,9 +200,6 @@ class Session:
         if not prepared.argv:
             raise LaunchError("harness", "the worker named no program to run")
         return prepared, preparation.secrets
-
-    def _conceal_roots(self, secrets: Mapping[str, str]) -> None:
-        self._conceal(self._agent.name, secrets, None)
 
     async def _launch(self, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> Pidfd:
         process = await self._open(ticket)

@@ -314,7 +314,7 @@ class DirectPlacement:
             raise PlacementError(f"{argv[0]} cannot be run as {user.name}: {error.strerror}") from error
         finally:
             os.close(theirs)
-        await self._log_output(output, f"{name} of {user.name}")
+        await self._log_output(output, name, user.name)
         return _Child(child)
 
     async def discard(self) -> None:
@@ -324,10 +324,10 @@ class DirectPlacement:
         for output in self._outputs:
             output.close()
 
-    async def _log_output(self, output: int, whose: str) -> None:
+    async def _log_output(self, output: int, name: str, user: str) -> None:
         # Not our own stderr: a descriptor of root's terminal can be read from, and escape sequences written to it.
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: _Output(whose), os.fdopen(output, "rb", buffering=0)
+            lambda: _Output(name, user), os.fdopen(output, "rb", buffering=0)
         )
         self._outputs = [other for other in self._outputs if not other.is_closing()]
         self._outputs.append(transport)
@@ -393,8 +393,9 @@ class _Child:
 
 
 class _Output(asyncio.Protocol):
-    def __init__(self, whose: str) -> None:
-        self._whose = whose
+    def __init__(self, name: str, user: str) -> None:
+        self._name = name
+        self._user = user
         self._rest = b""
 
     def data_received(self, data: bytes) -> None:
@@ -409,4 +410,5 @@ class _Output(asyncio.Protocol):
             self._log(self._rest)
 
     def _log(self, line: bytes) -> None:
-        _log.warning("%s: %s", self._whose, line.decode(errors="replace"))
+        said = line.decode(errors="replace")
+        _log.warning("%s of %s: %s", self._name, self._user, said, extra={"run_as": self._user})

@@ -243,6 +243,18 @@ def test_a_known_secret_never_gets_out_wherever_it_comes_from(
         assert part not in shown
 
 
+def test_what_a_users_child_writes_is_masked_as_what_is_said_of_its_agents(capfd: pytest.CaptureFixture[str]) -> None:
+    journal.configure("json")
+    journal.conceal("scout", {"A": "users-secret"}, "team")
+    for extra in ({"run_as": "team"}, {"run_as": "neighbour"}):
+        logging.getLogger("x").warning("worker: %s", "users-secret", extra=extra)
+    entries = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(entry["run_as"], entry["message"]) for entry in entries] == [
+        ("team", "worker: [secret]"),
+        ("neighbour", "worker: users-secret"),
+    ]
+
+
 def test_an_entry_is_found_whatever_word_is_a_secret(capfd: pytest.CaptureFixture[str]) -> None:
     journal.configure("json")
     journal.conceal("a", {"A": "scout", "B": "team", "C": "agent_warning", "D": "warning"}, None)

@@ -135,6 +135,22 @@ def test_a_session_from_launch_to_exit(tmp_path: Path, code: int) -> None:
     assert warnings == ["scout: a note"]
 
 
+def test_an_examination_starts_nothing_and_tells_what_would_be_in_the_way(tmp_path: Path) -> None:
+    async def scenario() -> tuple[list[str], str, list[str]]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.findings = [Finding(key="model", text="is odd", fatal=False)]
+            await s.session().examine()
+            assert s.realm.pane is None
+            s.realm.findings.append(Finding(key="cwd", text="is gone", fatal=True))
+            with pytest.raises(LaunchError) as caught:
+                await s.session().examine()
+            return s.warnings, str(caught.value), [owner for owner, *_ in s.concealed]
+
+    warnings, problem, owners = asyncio.run(scenario())
+    assert (warnings, problem) == ([], "is gone")
+    assert set(owners) == {"scout (examined)"}, "the secrets of the session that runs are masked all the same"
+
+
 def test_terminate_and_kill_reach_the_harness_itself(tmp_path: Path) -> None:
     async def scenario() -> list[Exit]:
         exits = []
