@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_lab import wait_for
+from claude_lab import said, wait_for
 
 if TYPE_CHECKING:
     from claude_lab import Json, Lab
@@ -200,6 +200,18 @@ def test_sessions_of_one_user_do_not_see_each_other(lab: Lab) -> None:
     request = ask(lab, "scout", "who is there?")
     assert "ListAgents" not in {tool["name"] for tool in json.loads(request)["tools"]}
     assert "herald" not in request
+
+
+def test_what_one_session_sends_to_another_is_refused(lab: Lab) -> None:
+    """Trap: it would stand in the other's conversation as its user's own words."""
+    lab.start({"scout": {}, "herald": {}})
+    herald = lab.prompt("herald")
+    lab.prompt("scout")
+    lab.use("scout", "SendMessage", "sent", to=f"uds:/tmp/cc-socks/{herald}.sock", message="SMUGGLED", summary="x")
+    notice = said(lab.request("[Cross-session delivery notice]"))
+    assert "refused" in notice, notice[-500:]
+    lab.say("herald", "[from test] what is new?")
+    assert "SMUGGLED" not in json.dumps(lab.request("what is new?"))
 
 
 def test_two_agents_of_one_user_have_each_its_own(lab: Lab) -> None:
