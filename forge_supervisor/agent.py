@@ -185,7 +185,10 @@ class Lifecycle:
 
     def reconfigure(self, agent: Agent) -> None:
         """Take a new configuration that needs no new session: its restart and stop rules hold from now on."""
-        self._declare(agent, self.stop_exit_status)
+        if self._successor is not None:
+            self._successor = (agent, self._successor[1])
+        else:
+            self._declare(agent, self.stop_exit_status)
 
     def replace(self, agent: Agent, stop_exit_status: frozenset[int]) -> None:
         """Run as another configuration from the next session on, which begins as soon as this one has been stopped.

@@ -112,7 +112,7 @@ async def _look_at(config: Config, name: str) -> _Found | int:
     async with _realms(config) as realm_of:
         users = realm_of(declared.agent.run_as)
         try:
-            return _Found(declared, users.user, await prepare(users, declared, dry_run=True))
+            return _Found(declared, users.user, await prepare(users, declared, dry_run=True, consult=True))
         except (LaunchError, WorkerError) as error:
             _complain(f"{name} cannot be started: {_reason(name, error)}")
             return 1
@@ -141,7 +141,7 @@ async def _check_agent(declared: Declared, users: Realm) -> bool:
     head = f"{agent.name}: {agent.harness} as {agent.run_as}" + ("" if agent.enabled else ", disabled")
     try:
         await users.ask(FindServer(wait=False))
-        preparation = await prepare(users, declared, dry_run=True)
+        preparation = await prepare(users, declared, dry_run=True, consult=True)
     except (LaunchError, WorkerError) as error:
         _say(f"{head}\n  cannot be started: {_reason(agent.name, error)}")
         return False

@@ -308,8 +308,20 @@ def _agents(
             found = [*_restart_problems(agent.restart, own), *unknown_references(agent, merged.table)]
             found += harnesses.check(agent, frozenset(own), library.granted(agent))
         problems += (_placed(problem, name, merged) for problem in found)
+    problems += _unknown_in_defaults(defaults, merged)
     problems += (_placed(problem, agent.name, merged) for agent, problem in shared_bots(agents.values(), library))
     return agents, problems
+
+
+def _unknown_in_defaults(defaults: Table, merged: Merged) -> Iterator[Problem]:
+    """Find what [defaults] name and no file declares, whether or not any agent has it from there."""
+    try:
+        usual = AgentTable.model_validate({key: value for key, value in defaults.items() if key != "run_as"})
+    except ValidationError:
+        return
+    for problem in unknown_references(usual, merged.table):
+        keys = ("defaults", problem.key)
+        yield replace(problem, key=dotted(keys), file=merged.origin(keys))
 
 
 def _usual_for(own: Table, defaults: Table, harnesses: Harnesses) -> Table:

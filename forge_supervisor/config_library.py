@@ -28,7 +28,7 @@ from forge_supervisor.config_values import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from forge_supervisor.config import Agent
+    from forge_supervisor.config import Agent, AgentTable
 
 
 class Skill(Model):
@@ -111,7 +111,7 @@ class Library(Model):
         return next(iter(self.discord.bots.values()), None)
 
 
-def unknown_references(agent: Agent, table: Mapping[str, Any]) -> Iterator[Problem]:
+def unknown_references(agent: AgentTable, table: Mapping[str, Any]) -> Iterator[Problem]:
     """Find what the agent names and no file declares; `table` is what all of them say, right or wrong."""
     bots = (agent.discord_bot,) if agent.discord_bot else ()
     for key, named, place in (

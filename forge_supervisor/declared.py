@@ -52,6 +52,7 @@ async def prepare(
     declared: Declared,
     *,
     dry_run: bool = False,
+    consult: bool = False,
     conceal: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Preparation:
     """Read the agent's secrets and have its user's worker do the rest of `worker.messages.Prepare`.
@@ -82,7 +83,13 @@ async def prepare(
         return Preparation(Prepared(argv=[], cwd="/", env={}, findings=findings))
     conceal(read)
     request = Prepare.of(
-        declared.agent, declared.settings, declared.granted, secrets=read, secret_files=left, dry_run=dry_run
+        declared.agent,
+        declared.settings,
+        declared.granted,
+        secrets=read,
+        secret_files=left,
+        dry_run=dry_run,
+        consult=consult,
     )
     prepared = await realm.ask(request)
     users = _answered(prepared, left)

@@ -175,6 +175,14 @@ def masked(text: str, secret: Iterable[str]) -> str:
     squeezed = "".join(text.split()) if "\n" in text else ""
     for part in secret:
         text = text.replace(part, MASK)
-        if len(part) <= _LONGEST_WRAPPED and squeezed and "".join(part.split()) in squeezed:
-            text = re.sub(r"(?:[ \t]*\n[ \t]*)?".join(map(re.escape, part)), MASK, text)
+        bare = "".join(part.split())
+        if _SHORTEST_LINE <= len(bare) <= _LONGEST_WRAPPED and bare in squeezed:
+            text = _broken(part).sub(MASK, text)
     return text
+
+
+def _broken(part: str) -> re.Pattern[str]:
+    # After every gap comes a character that is none, so that there is but one way to match: a user can choose both the
+    # value and the text.
+    words = (r"(?:[ \t]*\n[ \t]*)?".join(map(re.escape, word)) for word in part.split())
+    return re.compile(r"\s+".join(words))

@@ -6,8 +6,11 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import structlog
+
 from forge_supervisor import events, harness
 from forge_supervisor.agent import AT_REST, Lifecycle, State
+from forge_supervisor.config import Problem
 from forge_supervisor.config_files import key_path
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
@@ -20,9 +23,11 @@ from forge_supervisor.worker.messages import Close
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from forge_supervisor.config import Agent, Config, Problem
+    from forge_supervisor.config import Agent, Config
     from forge_supervisor.handshake import Handshake
     from forge_supervisor.units import Placement
+
+log = structlog.get_logger()
 
 _MOST_NAMED = 10
 """In the status: systemd ignores a notification of more than 4096 bytes."""
@@ -77,15 +82,19 @@ class Supervisor:
             config = self._keep_socket_name(config)
         self._config = config
         wanted = {name: agent for name, agent in config.agents.items() if agent.enabled}
+        declared = {name: Declared.of(agent, config) for name, agent in wanted.items()}
+        changed = {
+            name
+            for name, life in self._lives.items()
+            if name in declared and _needs_new_session(self._declared[name], declared[name])
+        }
+        kept = await self._better_kept({name: declared[name] for name in changed}, declared)
         # Another user's agent of that name is another agent: its session, too, belongs to that user.
         await self._remove(
             name
             for name, life in self._lives.items()
-            if name not in wanted or wanted[name].run_as != life.declared.run_as
+            if name not in wanted or (wanted[name].run_as != life.declared.run_as and name not in kept)
         )
-        declared = {name: Declared.of(agent, config) for name, agent in wanted.items()}
-        changed = [name for name in self._lives if _needs_new_session(self._declared[name], declared[name])]
-        kept = await self._better_kept([declared[name] for name in changed])
         for name, agent in wanted.items():
             life = self._lives.get(name)
             if life is None:
@@ -125,26 +134,42 @@ class Supervisor:
             parts.append(part)
         return ", ".join(parts) or "no agents"
 
-    async def _better_kept(self, changed: Iterable[Declared]) -> set[str]:
+    async def _better_kept(self, changed: dict[str, Declared], all_: dict[str, Declared]) -> set[str]:
         """Find those of the changed agents that run and could not be started again."""
-        running = [new for new in changed if self._lives[new.agent.name].state in {State.STARTING, State.RUNNING}]
-        problems = await asyncio.gather(*map(self._why_not, running))
+        examined = [name for name in changed if self._lives[name].state not in AT_REST]
+        problems = await asyncio.gather(*(self._why_not(changed[name]) for name in examined))
         kept = set()
-        for new, problem in zip(running, problems, strict=True):
-            if problem is not None:
-                kept.add(new.agent.name)
-                text = f"runs on as it was, for as it is declared now it could not be started: {problem.text}"
-                key = key_path(new.agent.name, problem.key)
-                self._emit(
-                    events.AgentWarning(agent=new.agent.name, run_as=new.agent.run_as, key=key, problem=text)
+        for name, problem in zip(examined, problems, strict=True):
+            # It may have ended meanwhile, or have come back.
+            running = self._lives[name].state in {State.STARTING, State.RUNNING}
+            if problem is None or not running or self._bot_is_anothers(name, all_):
+                continue
+            kept.add(name)
+            text = f"runs on as it was, for as it is declared now it could not be started: {problem.text}"
+            self._emit(
+                events.AgentWarning(
+                    agent=name,
+                    run_as=self._lives[name].agent.run_as,
+                    key=key_path(name, problem.key),
+                    problem=text,
                 )
+            )
         return kept
+
+    def _bot_is_anothers(self, name: str, declared: dict[str, Declared]) -> bool:
+        """Whether the bot that an agent has still belongs to another one now."""
+        bot = self._declared[name].granted.bot
+        others = (other.granted.bot for other_name, other in declared.items() if other_name != name)
+        return bot is not None and any(other and other.token_file == bot.token_file for other in others)
 
     async def _why_not(self, declared: Declared) -> Problem | None:
         try:
             await self._session_of(declared, "").examine()
         except LaunchError as error:
             return error.problem
+        except Exception as error:
+            log.exception("supervisor_fault", agent=declared.agent.name, run_as=declared.agent.run_as)
+            return Problem("", f"fault in the supervisor: {error!r}")
         return None
 
     def _add(self, agent: Agent) -> Lifecycle:

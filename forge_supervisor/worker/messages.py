@@ -144,7 +144,9 @@ class Prepare(Request[Prepared]):
     secret_files: list[WorkersSecret]
     """What is left to the agent's user to read."""
     dry_run: bool
-    """Look, and more closely, but write nothing."""
+    """Look, but write nothing."""
+    consult: bool
+    """Ask the harness's program itself, too."""
 
     @classmethod
     def of(
@@ -156,6 +158,7 @@ class Prepare(Request[Prepared]):
         secrets: Mapping[str, str] | None = None,
         secret_files: Iterable[SecretRef] = (),
         dry_run: bool = False,
+        consult: bool = False,
     ) -> Prepare:
         # When and how long is the supervisor's business alone; and JSON has no infinity.
         declared = agent.model_dump(mode="json", exclude={"restart", "stop_timeout_sec"})
@@ -166,6 +169,7 @@ class Prepare(Request[Prepared]):
             secrets=dict(secrets or {}),
             secret_files=[WorkersSecret(key=ref.key, variable=ref.variable, file=ref.file) for ref in secret_files],
             dry_run=dry_run,
+            consult=consult,
         )
 
 

@@ -64,9 +64,10 @@ class Preparation:
             raise _FatalError("", "")
         if self._request.dry_run:
             self._check_writable()
-            self._note(program.consult(subject, plan))
         else:
             self._build(plan)
+        if self._request.consult:
+            self._note(program.consult(subject, plan))
         self._check_cwd(plan)
         self._check_version(program, plan)
         return Prepared(

@@ -21,6 +21,8 @@ RULES = (
     "WebFetch", "WebFetch(*)", "WebFetch(domain:example.org)",
     "WebFetch(http://x.org)", "WebFetch(domain:http://x.org)", "WebFetch(domain:*)", "mcp__*", "mcp__*__y", "mcp__s",
     "mcp__s__*", "mcp__s__t*", "mcp__s__t", "mcp__s(*)", "mcp__s__t(x)", "Agent(Explore)", "Skill(x)", "UnheardOf",
+    "mcp__s__t)", "Bash(a\\\\)", "Grep(:*)", "mcp_s", "WebFetch(domain:a.org/x)", "WebFetch(domain:a.org:80)",
+    "WebFetch(domain:)",
 )  # fmt: skip
 
 

@@ -384,6 +384,16 @@ def test_a_replaced_agents_last_session_is_judged_and_told_as_what_it_was() -> N
     assert desk.life.result is Result.EXIT_CODE
 
 
+def test_restart_rules_that_come_while_a_replacement_is_due_are_the_replacements() -> None:
+    desk = Desk()
+    desk.run()
+    desk.life.replace(Desk(env={"A": "1"}).life.agent, frozenset())
+    desk.life.reconfigure(Desk(env={"A": "1"}, restart={"policy": "no"}).life.agent)
+    desk.end(Exit(code=0))
+    desk.life.launched(4712)
+    assert (desk.life.agent.env, desk.life.agent.restart.policy) == ({"A": "1"}, "no")
+
+
 class Anything(RuleBasedStateMachine):
     """Whatever happens in whatever order: no transition is refused, no timer is left behind, no agent runs twice."""
 

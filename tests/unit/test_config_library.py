@@ -152,6 +152,12 @@ class TestDefaults:
         agent = config.agents["a"]
         assert (agent.env, agent.secrets) == ({"B": "open", "C": "open"}, {"A": "/s/a"})
 
+    def test_what_they_name_is_looked_up_even_if_no_agent_has_it_from_there(self, tmp_path: Path) -> None:
+        agents = 'defaults.harness = "command"\ndefaults.skills = ["nope"]\n[agents.t]\ncommand = ["true"]'
+        path = write(tmp_path, f'defaults.run_as = "{SOMEBODY.pw_name}"\n{agents}')
+        lines = refused(path, harnesses=harness.HARNESSES)
+        assert lines == ["config.toml: defaults.skills: there is no [skills.nope] (declare it: [skills.nope])"]
+
     @staticmethod
     def defaults() -> str:
         return 'defaults.skills = ["review"]\ndefaults.discord_bot = "team"\n'

@@ -210,6 +210,14 @@ class TestMasking:
         left = secrets.masked(shown, secrets.parts([value]))
         assert left == f"● it is\n  {MASK} and so on\n"
 
+    @pytest.mark.timeout(10)
+    @pytest.mark.parametrize("value", [" " * 8 + "abcdefgh", "a" + " " * 40 + "bcdefghi", "ab" * 200, "a b " * 60])
+    def test_no_value_and_no_text_take_long(self, value: str) -> None:
+        """Trap: a pattern that matches in many ways takes for ever, and a user can choose both."""
+        screens = ("\n".join([" " * 200] * 60), "\n".join([value[:-1]] * 60), "a \n" * 2000, value[:-1] + "\n" * 3000)
+        for text in screens:
+            secrets.masked(text + "".join(value.split()), secrets.parts([value]))
+
     def test_short_lines_of_a_long_secret_are_no_secrets(self) -> None:
         assert secrets.parts(['{\n  "type": 1,\n  }\n']) == ['{\n  "type": 1,\n  }\n', '"type": 1,']
         assert len(secrets.parts(["\n".join(f"a-long-line-{number}" for number in range(5000))])) == 101

@@ -101,7 +101,55 @@ def test_a_directory_is_entered_as_the_user(tmp_path: Path) -> None:
     (closed / "inner").mkdir(parents=True)
     closed.chmod(0o700)
     code, said = run("/bin/pwd", user=SOMEBODY.pw_name, cwd=str(closed / "inner"))
-    assert (code, "cannot be entered" in said) == (1, True)
+    assert (code, "Permission denied (an agent's directory" in said) == (1, True)
+
+
+@NEEDS_ROOT
+def test_its_environment_is_the_agents_to_the_letter_and_no_program_of_roots_has_any_of_it(tmp_path: Path) -> None:
+    """Trap: runuser runs as root, and would load what LD_PRELOAD names; and it sets HOME, USER and LOGNAME anew."""
+    witness = tmp_path / "runuser"
+    witness.write_text(f'#!/bin/sh\ncat /proc/self/environ >{tmp_path}/seen\nexec /usr/sbin/runuser "$@"\n')
+    witness.chmod(0o755)
+    env = {"HOME": "/srv/x", "USER": "agent", "LOGNAME": "agent", "LD_AUDIT": "", "EMPTY": "", "A": "two words\n=x"}
+    script = (
+        "import sys; from forge_supervisor import shell, units; "
+        f"shell._RUNUSER = {str(witness)!r}; "
+        f"sys.exit(shell.run(units.lookup({SOMEBODY.pw_name!r}), ['/usr/bin/env', '-0'], '/', {env!r}))"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True).stdout
+    assert dict(pair.split("=", 1) for pair in said.split("\0") if pair) == env
+    assert not [name for name in ("HOME=/srv/x", "USER=agent", "LD_AUDIT") if name in (tmp_path / "seen").read_text()]
+
+
+def test_a_program_that_is_not_there_is_127_as_in_any_shell() -> None:
+    code, said = run("no-such-program")
+    assert (code, said) == (127, "no-such-program: No such file or directory\n")
+
+
+@NEEDS_ROOT
+def test_a_signal_to_it_ends_what_runs_in_it() -> None:
+    """It holds the agent's secrets, and nobody would end it otherwise."""
+    command = [sys.executable, "-c", RUN, SOMEBODY.pw_name, "/", "/bin/sh", "-c", "echo $$; exec sleep 300"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        inner = os.pidfd_open(int(process.stdout.readline()))
+        process.terminate()
+        assert process.wait(20) == 128 + 15
+    assert select.select([inner], [], [], 20)[0], "it runs on"
+    os.close(inner)
+
+
+@NEEDS_ROOT
+def test_what_is_redirected_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    with (tmp_path / "out").open("wb") as out:
+        script = "echo a; echo b >&2"
+        command = [sys.executable, "-c", OWN_TERMINAL + RUN, SOMEBODY.pw_name, "/", "/bin/sh", "-c", script]
+        subprocess.run(command, stdin=theirs, stdout=out, stderr=theirs, start_new_session=True, timeout=20, check=True)
+    assert (tmp_path / "out").read_bytes() == b"a\n"
+    assert b"b" in _read_until(ours, b"b")
+    os.close(theirs)
+    os.close(ours)
 
 
 def _read_until(terminal: int, mark: bytes) -> bytes:

@@ -32,6 +32,8 @@ class FakeSession:
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def examine(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
         if self.agent.model == "broken":
             raise LaunchError("model", "is broken")
 
@@ -265,6 +267,35 @@ def test_one_that_could_not_be_started_again_runs_on_as_it_was_until_it_can(play
     ]
     assert [session.agent.model for session in bench.sessions["a"]] == [None, None, "mended"]
     assert len(bench.sessions["b"]) == 1
+
+
+def test_nor_does_another_user_who_cannot_be_become_the_end_of_it(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        await bench.supervisor.reload(config(a={"model": "broken", "run_as": "taem"}))
+        assert bench.supervisor.status() == "1 running"
+
+    assert len(play(config(a={}), scene).sessions["a"]) == 1
+
+
+def test_one_whose_bot_is_anothers_now_is_not_kept_with_it(play: Play) -> None:
+    bots = Library.model_validate({"discord": {"bots": {"team": {"token_file": "/s/team"}}}})
+
+    async def scene(bench: Bench) -> None:
+        await bench.supervisor.reload(
+            dataclasses.replace(config(a={"model": "broken"}, b={"discord_bot": "team"}), library=bots)
+        )
+        await bench.until("1 running, 1 auto-restart: a (resources)")
+
+    play(dataclasses.replace(config(a={"discord_bot": "team"}, b={}), library=bots), scene)
+
+
+def test_one_that_ends_while_it_is_examined_is_not_kept(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["a"][0].end(Exit(code=1))
+        await bench.supervisor.reload(config(a={"model": "broken", "restart": {"policy": "no"}}))
+        await bench.until("1 failed: a (resources)")
+
+    play(config(a={"restart": {"policy": "no"}}), scene)
 
 
 def test_a_failed_agent_that_was_changed_gets_a_new_chance(play: Play) -> None:

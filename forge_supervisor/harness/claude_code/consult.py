@@ -24,16 +24,22 @@ if TYPE_CHECKING:
 TIMEOUT = 20.0
 """Seconds; it takes about one."""
 _SKIPPED = re.compile(r"\(permissions\.(allow|deny)\): (Invalid permission rule .*)")
+_MORE = re.compile(r"and (\d+) more\b")
 _UNKNOWN_MODEL = re.compile(r"^\[claude-code:unrecognized_model\]", re.MULTILINE)
 
 
 def consult(subject: Subject, plan: LaunchPlan) -> Iterator[Problem]:
     """Find rules that claude refuses, and a model that it does not know. Silent if it cannot be asked."""
-    with tempfile.TemporaryDirectory() as home:
-        said = _ask(subject, plan, Path(home))
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+            said = _ask(subject, plan, Path(home))
+    except (OSError, subprocess.SubprocessError):
+        return
     for kind, why in _SKIPPED.findall(said):
         key = "permissions.deny" if kind == "deny" else _key_of(subject, why)
         yield Problem(key, f"claude would stop at a dialog: {why}")
+    if more := _MORE.search(said):
+        yield Problem("permissions", f"claude would stop at a dialog over {more[1]} more rules")
     if _UNKNOWN_MODEL.search(said):
         text = f'this claude does not know "{subject.agent.model}", and would start by guessing'
         yield Problem("model", text, fatal=False)
@@ -53,25 +59,22 @@ def _ask(subject: Subject, plan: LaunchPlan, home: Path) -> str:
     empty.mkdir()
     model = ["--model", agent.model] if agent.model is not None else []
     options = ["-p", "--bare", "--setting-sources", "project", "--settings", str(settings), *model]
-    try:
-        return subprocess.run(
-            [plan.argv[0], *options, "--", "x"],
-            cwd=empty,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={
-                **QUIET,
-                "HOME": str(home),
-                "CLAUDE_CONFIG_DIR": str(home),
-                "PATH": f"{Path(plan.argv[0]).parent}:/usr/local/bin:/usr/bin:/bin",
-                "LC_ALL": "C.UTF-8",
-                "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
-                "CLAUDE_CODE_MAX_RETRIES": "0",
-            },
-        ).stderr
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    return subprocess.run(
+        [plan.argv[0], *options, "--", "x"],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={
+            **QUIET,
+            "HOME": str(home),
+            "CLAUDE_CONFIG_DIR": str(home),
+            "PATH": f"{Path(plan.argv[0]).parent}:/usr/local/bin:/usr/bin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
+            "CLAUDE_CODE_MAX_RETRIES": "0",
+        },
+    ).stderr

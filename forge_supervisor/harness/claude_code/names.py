@@ -97,6 +97,8 @@ def _why_no_mcp_rule(tool: str, opened: str, *, allow: bool) -> str | None:
     server = tool.removeprefix("mcp__").partition("__")[0]
     if allow and "*" in server:
         return "it would allow several servers' tools (name one: mcp__server)"
+    if ")" in tool:
+        return "its parenthesis is not opened"
     return "an MCP tool's has no parentheses (mcp__server__tool)" if opened else None
 
 
@@ -105,14 +107,16 @@ def _why_no_tool(tool: str, *, allow: bool) -> str | None:
         return "it would allow several tools (name them one by one)"
     if ")" in tool:
         return "its parenthesis is not opened"
-    return 'a tool\'s name begins with a capital letter ("Bash")' if tool[:1].islower() else None
+    lower = tool[:1].islower() and not tool.startswith("mcp_")
+    return 'a tool\'s name begins with a capital letter ("Bash")' if lower else None
 
 
 def _why_no_content(tool: str, content: str) -> str | None:
     inner = content[:-1]
-    if not content.endswith(")") or inner.endswith("\\"):
+    escaped = (len(inner) - len(inner.rstrip("\\"))) % 2
+    if not content.endswith(")") or escaped:
         return "its parenthesis is not closed"
-    if not inner or inner == ":*":
+    if not inner or (inner == ":*" and tool in _OF_FILES | {"Bash"}):
         return "there is nothing in its parentheses (leave them out)"
     if tool in _OF_FILES and ":*" in inner:
         return "a :* ends the beginning of a command, not of a path (use * or **)"
@@ -120,7 +124,7 @@ def _why_no_content(tool: str, content: str) -> str | None:
 
 
 def _why_no_search(tool: str, inner: str) -> str | None:
-    if tool == "WebFetch" and not re.fullmatch(r"domain:[^/:]+", inner):
+    if tool == "WebFetch" and (not inner.startswith("domain:") or "://" in inner):
         return "a WebFetch rule names a domain (WebFetch(domain:example.org))"
     if tool == "WebSearch" and re.search(r"[*?]", inner):
         return "a WebSearch rule has no wildcards"
