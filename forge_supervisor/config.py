@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from forge_supervisor.config_files import ConfigError as ConfigError  # noqa: PLC0414 - part of what load() is
 from forge_supervisor.config_files import Keys, Merged, Table, dotted, key_path, merge, read
 from forge_supervisor.config_files import Problem as Problem  # noqa: PLC0414 - part of what load() is
 from forge_supervisor.config_library import Library as Library  # noqa: PLC0414 - part of a Config
 from forge_supervisor.config_library import shared_bots, unknown_references
+from forge_supervisor.config_schema import json_schema
 from forge_supervisor.config_sentences import told
 from forge_supervisor.config_values import (
     NO_OTHERS,
@@ -47,7 +47,7 @@ from forge_supervisor.config_values import (
 from forge_supervisor.config_values import ExitStatuses as ExitStatuses  # noqa: PLC0414 - the type of three keys
 
 if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails, core_schema
+    from pydantic_core import ErrorDetails
 
 Inheritable = Literal[
     "auto-memory",
@@ -259,22 +259,7 @@ def problems_of(text: str, harnesses: Harnesses) -> list[Problem]:
 
 def schema() -> dict[str, Any]:
     """Make the JSON Schema (draft 2020-12) of a file, for editors."""
-    return {"$schema": _Schema.schema_dialect, **File.model_json_schema(schema_generator=_Schema)}
-
-
-class _Schema(GenerateJsonSchema):
-    """Says nothing of null, which TOML does not have, nor of the titles that pydantic makes up."""
-
-    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
-        return self.generate_inner(schema["schema"])
-
-    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        if isinstance(schema.get("default"), str | int | float):
-            return super().default_schema(schema)
-        return self.generate_inner(schema["schema"])
-
-    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
-        return False
+    return json_schema(File)
 
 
 def _library(table: Table) -> Library:

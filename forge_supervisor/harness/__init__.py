@@ -12,6 +12,7 @@ wants on disk is data (`File`, `Link`, `JsonSeed`) and is written by workspace.p
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -191,6 +192,25 @@ def find_program(program: str, search: Sequence[str], *, home: Path) -> Path:
         if _is_executable(candidate):
             return candidate
     raise LookupError(f"{program} was not found on {':'.join(search)} (install it, or add its directory to path)")
+
+
+def said_to(program: str, argument: str, **env: str) -> str:
+    """Run a program for what it says to one argument, with next to no environment.
+
+    Raises OSError and subprocess.SubprocessError.
+    """
+    answer = subprocess.run(
+        [program, argument],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=10,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        # An npm install is a script for the node beside it.
+        env={"PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", **env},
+    )
+    return answer.stdout
 
 
 def _is_executable(path: str | Path) -> bool:

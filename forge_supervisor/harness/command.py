@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor.harness import LaunchPlan, Paths, Problem, expand_home, find_program
+from forge_supervisor.harness import LaunchPlan, Paths, Problem, expand_home, find_program, said_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,17 +42,7 @@ class Command:
         return ()
 
     def version(self, plan: LaunchPlan) -> str:
-        answer = subprocess.run(
-            [plan.argv[0], "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=10,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            env={"PATH": f"{Path(plan.argv[0]).parent}:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-        )
-        return answer.stdout.partition("\n")[0].strip()
+        return said_to(plan.argv[0], "--version").partition("\n")[0].strip()
 
     def _cwd(self, agent: Agent, paths: Paths) -> Path:
         if agent.cwd is None:

@@ -9,12 +9,11 @@ to something nobody wants, so none is ever answered by a key press.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge_supervisor.config import Problem
-from forge_supervisor.harness import File, JsonSeed, LaunchPlan, find_program
+from forge_supervisor.harness import File, JsonSeed, LaunchPlan, find_program, said_to
 from forge_supervisor.harness.claude_code import consult, discord, grants, login, names, settings
 from forge_supervisor.secrets import SecretRef
 
@@ -105,19 +104,7 @@ class ClaudeCode:
         return consult.consult(subject, plan)
 
     def version(self, plan: LaunchPlan) -> str:
-        program = plan.argv[0]
-        search = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"  # an npm install is a script for node
-        answer = subprocess.run(
-            [program, "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=10,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            env={"PATH": search, "LC_ALL": "C.UTF-8", **settings.QUIET},
-        )
-        return answer.stdout.partition(" ")[0].strip()
+        return said_to(plan.argv[0], "--version", **settings.QUIET).partition(" ")[0].strip()
 
 
 def _options(subject: Subject, paths: Paths) -> Iterator[str]:
