@@ -56,6 +56,8 @@ class Supervisor:
         self._lives: dict[str, Lifecycle] = {}
         self._declared: dict[str, Declared] = {}
         """What each agent's next session is made of."""
+        self._kept: list[str] = []
+        """Agents that are not as they are declared now."""
         self._change = asyncio.Event()
 
     async def start(self) -> None:
@@ -89,6 +91,7 @@ class Supervisor:
             if name in declared and _needs_new_session(self._declared[name], declared[name])
         }
         kept = await self._better_kept({name: declared[name] for name in changed}, declared)
+        self._kept = sorted(kept)
         # Another user's agent of that name is another agent: its session, too, belongs to that user.
         await self._remove(
             name
@@ -132,7 +135,9 @@ class Supervisor:
             if state in {State.FAILED, State.AUTO_RESTART}:
                 part += f": {_whys(lives)}"
             parts.append(part)
-        return ", ".join(parts) or "no agents"
+        status = ", ".join(parts) or "no agents"
+        kept = ", ".join(self._kept[:_MOST_NAMED])
+        return f"{status}; as before the reload: {kept}" if kept else status
 
     async def _better_kept(self, changed: dict[str, Declared], all_: dict[str, Declared]) -> set[str]:
         """Find those of the changed agents that run and could not be started again."""

@@ -249,10 +249,10 @@ def test_a_changed_entry_of_the_library_restarts_the_agents_that_have_it(play: P
 def test_one_that_could_not_be_started_again_runs_on_as_it_was_until_it_can(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         await bench.supervisor.reload(config(a={"model": "broken"}, b={}))
-        assert bench.supervisor.status() == "2 running"
+        assert bench.supervisor.status() == "2 running; as before the reload: a"
         bench.sessions["a"][0].end(Exit(code=1))
-        await bench.until("1 running, 1 auto-restart: a (exit code 1)")
-        await bench.until("2 running")
+        await bench.until("1 running, 1 auto-restart: a (exit code 1); as before the reload: a")
+        await bench.until("2 running; as before the reload: a")
         assert bench.sessions["a"][-1].agent.model is None, "it is the old one that is restarted"
         await bench.supervisor.reload(config(a={"model": "mended"}, b={}))
         await bench.until("2 running")
@@ -272,7 +272,7 @@ def test_one_that_could_not_be_started_again_runs_on_as_it_was_until_it_can(play
 def test_nor_does_another_user_who_cannot_be_become_the_end_of_it(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         await bench.supervisor.reload(config(a={"model": "broken", "run_as": "taem"}))
-        assert bench.supervisor.status() == "1 running"
+        assert bench.supervisor.status() == "1 running; as before the reload: a"
 
     assert len(play(config(a={}), scene).sessions["a"]) == 1
 
