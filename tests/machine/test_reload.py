@@ -55,6 +55,24 @@ def test_a_reload_makes_the_config_true_and_leaves_the_rest_alone(service: Machi
     assert service.property("forge-supervisor", "StatusText") == "3 running"
 
 
+def test_an_agent_that_could_not_be_started_again_runs_on_as_it_was(service: Machine) -> None:
+    before = sleeping(service)
+    missing = 'secrets.TOKEN = "/etc/forge-supervisor/none"'
+    moved = 'run_as = "nobody-of-that-name"'
+    text = DEFAULTS + agent("same", 1001, missing) + agent("changed", 2002) + agent("removed", 1003, moved)
+    service.write(CONFIG, text)
+    service.run("systemctl", "reload", "forge-supervisor")
+    after = sleeping(service)
+    assert {seconds: after[seconds] for seconds in ("1001", "1003")} == {
+        seconds: before[seconds] for seconds in ("1001", "1003")
+    }
+    service.wait_for("EVENT=agent_started", "AGENT=changed", until=lambda e: int(e["PID"]) != before["1002"])
+    status = service.property("forge-supervisor", "StatusText")
+    assert status.endswith("; as before the reload: removed, same")
+    warned = service.wait_for("EVENT=agent_warning", "AGENT=same", until=lambda e: "runs on as it was" in e["PROBLEM"])
+    assert "there is no such file" in warned["PROBLEM"]
+
+
 def test_a_broken_config_changes_nothing_and_says_why(service: Machine) -> None:
     before = sleeping(service)
     service.write(CONFIG, "[agents.x]\nmodell = 1\n")
