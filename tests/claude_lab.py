@@ -296,12 +296,14 @@ def wait_for(condition: Callable[[], T | None], what: str | Callable[[], str]) -
 
 
 def kill_all_of(uid: int) -> list[int]:
-    """Kill all processes of a user, and return which there were."""
+    """Kill all processes of a user of this machine, and return which there were."""
+    ours = Path("/proc/self/ns/pid").readlink()
     killed = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             alive = "\nState:\tZ" not in (entry / "status").read_text()
-            if entry.stat().st_uid == uid and alive:
+            # A machine that was booted in here may have another user of that number.
+            if entry.stat().st_uid == uid and alive and (entry / "ns/pid").readlink() == ours:
                 os.kill(int(entry.name), signal.SIGKILL)
                 killed.append(int(entry.name))
     return killed
