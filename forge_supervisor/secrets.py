@@ -58,21 +58,24 @@ class Secret:
 
 def of_agent(agent: Agent, of_its_grants: Iterable[SecretRef]) -> dict[str, SecretRef]:
     """Gather the agent's secrets, by variable: its own, and those that what it was granted needs."""
-    own = (SecretRef(f"secrets.{variable}", variable, file) for variable, file in agent.secrets.items())
-    return {ref.variable: ref for ref in (*of_its_grants, *own)}
+    return {ref.variable: ref for ref in _all(agent, of_its_grants)}
 
 
 def conflicts(agent: Agent, of_its_grants: Iterable[SecretRef]) -> Iterator[Problem]:
     """Find variables that two places want to set: all that runs in an agent shares one environment."""
-    own = (SecretRef(f"secrets.{variable}", variable, file) for variable, file in agent.secrets.items())
     seen: dict[str, SecretRef] = {}
-    for ref in (*of_its_grants, *own):
+    for ref in _all(agent, of_its_grants):
         if ref.variable in agent.env:
             yield Problem(f"env.{ref.variable}", f"is set by {ref.key} too (remove one of the two)")
         other = seen.setdefault(ref.variable, ref)
         if other.file != ref.file:
             text = f"{other.key} wants another file for it, and an agent has one environment (rename one of the two)"
             yield Problem(ref.key, text)
+
+
+def _all(agent: Agent, of_its_grants: Iterable[SecretRef]) -> Iterator[SecretRef]:
+    yield from of_its_grants
+    yield from (SecretRef(f"secrets.{variable}", variable, file) for variable, file in agent.secrets.items())
 
 
 def read_as_root(file: str) -> Secret | None:
