@@ -112,9 +112,10 @@ class CommandLines(threading.Thread):
 
     def run(self) -> None:
         while not self._enough.is_set():
-            for process in self._proc.glob("[0-9]*/cmdline"):
+            # Not by glob, which looks into each directory and falls over one whose process has just ended.
+            for process in self._proc.iterdir():
                 with contextlib.suppress(OSError):
-                    line = process.read_bytes().decode(errors="replace")
+                    line = (process / "cmdline").read_bytes().decode(errors="replace")
                     if SECRET in line:
                         self.with_secret.add(line)
             self.rounds += 1
