@@ -16,6 +16,7 @@ acts through a `Runner`. It does no I/O and reads time only from its `Clock`.
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -65,6 +66,32 @@ class Clock(Protocol):
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
 
 
+@dataclass
+class Memory:
+    """What has to be known of a life to go on with it. Times are seconds on its clock."""
+
+    state: State = State.INACTIVE
+    result: Result = Result.SUCCESS
+    exit: Exit | None = None
+    """How the last session ended; None before that, and where it could not be started."""
+    start_limit_hit: bool = False
+    n_restarts: int = 0
+    """Automatic restarts since the last start by hand, counted when they come due."""
+    pid: int | None = None
+    invocation: str = ""
+    started_at: float = 0.0
+    died_at: float = 0.0
+    due: float | None = None
+    """When the restart comes that is waited for, or the SIGKILL."""
+    window: tuple[float | None, int] = (None, 0)
+    """Of the start limit: when it was opened, and the starts in it."""
+    launching: bool = False
+    alive: bool = False
+    stop_requested: bool = False
+    stop_timed_out: bool = False
+    start_again: bool = False
+
+
 class Runner(Protocol):
     """Runs one agent's sessions, one at a time, and tells its `Lifecycle` what becomes of them."""
 
@@ -72,6 +99,13 @@ class Runner(Protocol):
         """Begin a start, which ends, in bounded time, in exactly one of `launched` and `launch_failed`.
 
         After `launched` follow exactly one `died` and then exactly one `exited`.
+        """
+        ...
+
+    def resume(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
+        """Go on with the session of an earlier supervisor as if it had been launched here.
+
+        The same follows as after `launch`; of one that had been `launched` before, and lives, `found` is told.
         """
         ...
 
@@ -84,7 +118,7 @@ class Runner(Protocol):
         ...
 
 
-class Lifecycle:
+class Lifecycle(Memory):
     def __init__(
         self,
         agent: Agent,
@@ -94,37 +128,44 @@ class Lifecycle:
         emit: Callable[[events.Event], None],
         stop_exit_status: frozenset[int] = frozenset(),
     ) -> None:
+        super().__init__()
         self.agent = agent
-        self.state = State.INACTIVE
-        self.result = Result.SUCCESS
-        self.exit: Exit | None = None
-        """How the last session ended; None before that, and where it could not be started."""
-        self.start_limit_hit = False
-        self.n_restarts = 0
-        """Automatic restarts since the last start by hand, counted when they come due."""
-        self.pid: int | None = None
-        self.invocation = ""
         self.stop_exit_status = stop_exit_status
         self.changed: Callable[[], None] = lambda: None
-        """Called after every change of state."""
+        """Called after every change of what `memory` tells, and before anything is done that follows from it."""
         self._runner = runner
         self._clock = clock
         self._emit = emit
         self._successor: tuple[Agent, frozenset[int]] | None = None
         self._limit = RateLimit(agent.restart.limit_interval_sec, agent.restart.limit_burst)
         self._timer: Timer | None = None
-        self._started_at = 0.0
-        self._died_at = 0.0
-        self._launching = False
-        self._alive = False
-        self._stop_requested = False
-        self._stop_timed_out = False
-        self._start_again = False
 
     @property
     def declared(self) -> Agent:
         """The configuration of the next session; `agent` is that of the present or last one."""
         return self._successor[0] if self._successor is not None else self.agent
+
+    def memory(self) -> Memory:
+        """Tell what another supervisor has to know to `resume` this life."""
+        remembered = {field.name: getattr(self, field.name) for field in fields(Memory)}
+        return Memory(**{**remembered, "window": (self._limit.begin, self._limit.count)})
+
+    def resume(self, memory: Memory) -> None:
+        """Go on with a life that an earlier supervisor has watched. Comes before all else."""
+        for field in fields(Memory):
+            setattr(self, field.name, getattr(memory, field.name))
+        self._limit.begin, self._limit.count = memory.window
+        match self.state:
+            case State.AUTO_RESTART:
+                self._await(self._left(0.0), self._restart_due)
+            case State.STARTING | State.RUNNING | State.STOPPING:
+                self._runner.resume(self.agent, self.invocation, self)
+
+    def freeze(self) -> None:
+        """Do nothing more of one's own accord: another supervisor goes on with this life."""
+        self.changed = lambda: None
+        if self._timer is not None:
+            self._timer.cancel()
 
     # What the operator asks for.
 
@@ -136,8 +177,8 @@ class Lifecycle:
             case State.STOPPING:
                 # As with systemctl: the start waits for the stop to end. A death that nobody asked for is
                 # still to be judged by the restart policy, and an answer of 'no' is overruled.
-                self._start_again = True
-                return
+                self.start_again = True
+                self.changed()
             case _:
                 self._cancel_timer()
                 self.n_restarts = 0
@@ -145,7 +186,7 @@ class Lifecycle:
 
     def stop(self) -> None:
         """Stop and keep stopped: no restart undoes it."""
-        self._start_again = False
+        self.start_again = False
         match self.state:
             case State.INACTIVE | State.FAILED:
                 return
@@ -155,14 +196,15 @@ class Lifecycle:
                 self._emit_stopped()
             case State.STARTING:
                 # The launch takes a bounded time, and only its end tells whether there is something to stop.
-                self._stop_requested = True
+                self.stop_requested = True
                 self._enter(State.STOPPING)
             case State.RUNNING:
-                self._stop_requested = True
+                self.stop_requested = True
                 self._enter(State.STOPPING)
                 self._terminate()
             case State.STOPPING:
-                self._stop_requested = True
+                self.stop_requested = True
+                self.changed()
 
     def restart(self) -> None:
         self.stop()
@@ -176,10 +218,11 @@ class Lifecycle:
             self.result = Result.SUCCESS
         if self.state is State.FAILED:
             self._enter(State.INACTIVE)
+        self.changed()
 
     def kill(self) -> None:
         """Wait no longer for a stop that is under way."""
-        if self.state is State.STOPPING and self._alive:
+        if self.state is State.STOPPING and self.alive:
             self._cancel_timer()
             self._stop_timeout()
 
@@ -202,11 +245,11 @@ class Lifecycle:
     # What the runner tells.
 
     def launched(self, pid: int) -> None:
-        assert self._launching, "launched without a launch"
-        self._launching = False
-        self._alive = True
+        assert self.launching, "launched without a launch"
+        self.launching = False
+        self.alive = True
         self.pid = pid
-        self._started_at = self._clock.time()
+        self.started_at = self._clock.time()
         if self.state is State.STARTING:
             self._enter(State.RUNNING)
         self._emit(
@@ -218,12 +261,30 @@ class Lifecycle:
                 n_restarts=self.n_restarts,
             )
         )
-        if self._stop_requested:
+        if self.stop_requested:
+            self._terminate()
+        self.changed()
+
+    def found(self) -> None:
+        """Take note that the session of an earlier supervisor lives."""
+        self._emit(
+            events.AgentAdopted(
+                agent=self.agent.name,
+                run_as=self.agent.run_as,
+                pid=self.pid or 0,
+                invocation=self.invocation,
+                uptime_sec=round(self._clock.time() - self.started_at, 3),
+                n_restarts=self.n_restarts,
+            )
+        )
+        if self.stop_timed_out:
+            self._runner.kill()
+        elif self.stop_requested:
             self._terminate()
 
     def launch_failed(self, problem: Problem) -> None:
-        assert self._launching, "a failed launch without a launch"
-        self._launching = False
+        assert self.launching, "a failed launch without a launch"
+        self.launching = False
         self.result, self.exit = Result.RESOURCES, None
         state, what_next = self._verdict()
         self._emit(
@@ -240,17 +301,18 @@ class Lifecycle:
 
     def died(self) -> None:
         """Take note that the main process is gone; how, and that nothing is left of it, `exited` will tell."""
-        self._alive = False
-        self._died_at = self._clock.time()
+        if self.alive:
+            self.alive = False
+            self.died_at = self._clock.time()
         self._cancel_timer()
         if self.state is State.RUNNING:
             self._enter(State.STOPPING)
+        self.changed()
 
-    def exited(self, exit_: Exit, screen: Sequence[str] = ()) -> None:
+    def exited(self, exit_: Exit, screen: Sequence[str] = (), *, oom_killed: bool = False) -> None:
         assert self.state is State.STOPPING, f"an exit while {self.state}"
         self.exit = exit_
-        also = self.stop_exit_status if self._stop_requested else frozenset()
-        self.result = Result.TIMEOUT if self._stop_timed_out else result_of(exit_, self.agent.restart, also=also)
+        self.result = self._result(exit_, oom_killed=oom_killed)
         state, what_next = self._verdict()
         self._emit(
             events.AgentExited(
@@ -260,7 +322,7 @@ class Lifecycle:
                 invocation=self.invocation,
                 exit_code=exit_.code,
                 signal=exit_.signal,
-                uptime_sec=round(self._died_at - self._started_at, 3),
+                uptime_sec=round(self.died_at - self.started_at, 3),
                 result=self.result,
                 n_restarts=self.n_restarts,
                 next=what_next,
@@ -272,11 +334,19 @@ class Lifecycle:
 
     # How it goes on.
 
+    def _result(self, exit_: Exit, *, oom_killed: bool) -> Result:
+        also = self.stop_exit_status if self.stop_requested else frozenset()
+        result = result_of(exit_, self.agent.restart, also=also)
+        if self.stop_timed_out:
+            return Result.TIMEOUT
+        # What died of it need not have been the main process, whose end then is what systemd did to the rest.
+        return Result.OOM_KILL if oom_killed else result
+
     def _verdict(self) -> tuple[State, str]:
         """Say which state follows the end of a session, and the same for people."""
-        if self._stop_requested:
+        if self.stop_requested:
             ended = State.INACTIVE if self.result is Result.SUCCESS else State.FAILED
-            return ended, "starting again as requested" if self._start_again else "stopped as requested"
+            return ended, "starting again as requested" if self.start_again else "stopped as requested"
         restart = self.agent.restart
         if should_restart(restart, self.result, self.exit, stop_requested=False):
             return State.AUTO_RESTART, f"restarting in {restart_delay(restart, self.n_restarts):g} s"
@@ -285,23 +355,25 @@ class Lifecycle:
 
     def _settle(self, state: State) -> None:
         self._enter(state)
-        if state is State.AUTO_RESTART and not self._start_again:
+        if state is State.AUTO_RESTART and not self.start_again:
             delay = restart_delay(self.agent.restart, self.n_restarts)
             self._emit(
                 events.AgentRestarting(
                     agent=self.agent.name, run_as=self.agent.run_as, delay_sec=delay, n_restarts=self.n_restarts
                 )
             )
-            self._timer = self._clock.call_later(delay, self._restart_due)
+            self._await(delay, self._restart_due)
         elif state is State.INACTIVE:
             self._emit_stopped()
         elif state is State.FAILED:
             self._emit_failed()
-        if self._start_again:
+        self.changed()
+        if self.start_again:
+            self.start_again = False
             self.start()
 
     def _restart_due(self) -> None:
-        self._timer = None
+        self._timer = self.due = None
         self.n_restarts += 1
         self._start()
 
@@ -321,20 +393,31 @@ class Lifecycle:
             return
         self.start_limit_hit = False
         self.result = Result.SUCCESS
-        self._start_again = self._stop_requested = self._stop_timed_out = False
+        self.start_again = self.stop_requested = self.stop_timed_out = False
         self.invocation = uuid.uuid4().hex
-        self._launching = True
+        self.launching = True
         self._enter(State.STARTING)
         self._runner.launch(self.agent, self.invocation, self)
 
     def _terminate(self) -> None:
         self._runner.terminate()
-        if self.agent.stop_timeout_sec != float("inf"):
-            self._timer = self._clock.call_later(self.agent.stop_timeout_sec, self._stop_timeout)
+        patience = self._left(self.agent.stop_timeout_sec)
+        if patience != float("inf"):
+            self._await(patience, self._stop_timeout)
+        self.changed()
+
+    def _left(self, usual: float) -> float:
+        """Tell how long to wait: what an earlier supervisor has left of it."""
+        return usual if self.due is None else max(0.0, self.due - self._clock.time())
+
+    def _await(self, delay: float, callback: Callable[[], None]) -> None:
+        self._timer = self._clock.call_later(delay, callback)
+        self.due = self._clock.time() + delay
 
     def _stop_timeout(self) -> None:
-        self._timer = None
-        self._stop_timed_out = True
+        self._timer = self.due = None
+        self.stop_timed_out = True
+        self.changed()
         self._runner.kill()
 
     def _emit_stopped(self) -> None:
@@ -361,7 +444,7 @@ class Lifecycle:
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer = self.due = None
 
     def _enter(self, state: State) -> None:
         assert state in _TRANSITIONS[self.state], f"{self.agent.name}: no way from {self.state} to {state}"

@@ -17,6 +17,7 @@ from forge_supervisor.declared import Declared, prepare
 from forge_supervisor.explain import Explanation
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.journal import printable
+from forge_supervisor.plan import plan
 from forge_supervisor.realm import Realm
 from forge_supervisor.secrets import masked, parts
 from forge_supervisor.units import DirectPlacement
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from forge_supervisor.config import Config
     from forge_supervisor.declared import Preparation
     from forge_supervisor.events import Event
+    from forge_supervisor.saved import Saved
     from forge_supervisor.units import User
 
 NO_SUCH_AGENT = 4
@@ -44,6 +46,15 @@ async def check(config: Config) -> int:
         for agent in config.agents.values():
             good &= await _check_agent(Declared.of(agent, config), realm_of(agent.run_as)) or not agent.enabled
     return 0 if good else 1
+
+
+def diff(config: Config, saved: Mapping[str, Saved]) -> None:
+    """Print what a reload would do, or a restart of the supervisor, to the agents that it has left or watches now."""
+    known = {name: left.declared for name, left in saved.items()}
+    lines = plan(Declared.of_all(config), known).lines()
+    _say("a reload would:" if saved else "nothing runs here; a start would:")
+    for line in lines or ["do nothing"]:
+        _say(f"  {line}")
 
 
 async def explain(config: Config, name: str, *, as_json: bool) -> int:
@@ -133,7 +144,7 @@ async def _realms(config: Config) -> AsyncIterator[Callable[[str], Realm]]:
         yield realm_of
     finally:
         await asyncio.gather(*(opened.close() for opened in realms.values()))
-        await placement.close()
+        await placement.close(leave=False)
 
 
 async def _check_agent(declared: Declared, users: Realm) -> bool:

@@ -17,6 +17,7 @@ from forge_supervisor.config_files import Keys, Merged, Table, dotted, key_path,
 from forge_supervisor.config_files import Problem as Problem  # noqa: PLC0414 - part of what load() is
 from forge_supervisor.config_library import Library as Library  # noqa: PLC0414 - part of a Config
 from forge_supervisor.config_library import shared_bots, unknown_references
+from forge_supervisor.config_resources import Resources
 from forge_supervisor.config_schema import json_schema
 from forge_supervisor.config_sentences import told
 from forge_supervisor.config_values import (
@@ -137,6 +138,8 @@ class AgentTable(Model):
     """Whether the agent is started together with the supervisor."""
     restart: Restart = Field(default_factory=Restart)
     """When the agent is started again after it has ended."""
+    resources: Resources = Field(default_factory=Resources)
+    """How much of the machine it may use, together with all that it starts."""
     stop_timeout_sec: Timeout = 30.0
     """How long a stop waits after SIGTERM before it sends SIGKILL (TimeoutStopSec=), or "infinity"."""
     command: Argv | None = None

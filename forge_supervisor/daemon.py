@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import os
 import signal
-import stat
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sdnotify
 
 from forge_supervisor import config, events, journal, units
 from forge_supervisor.handshake import Handshake
+from forge_supervisor.runtime import state_directory
+from forge_supervisor.saved import Store
 from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
     from forge_supervisor.config import Config
 
@@ -29,57 +28,9 @@ ONE_DAY_SEC = 86_400
 
 
 def refuse(error: config.ConfigError) -> None:
-    """Log why nothing runs, and end the agents of a supervisor that was killed: nobody is going to watch them."""
+    """Log why no supervisor runs. Agents that an earlier one has left run on: the next one will adopt them."""
     for problem in error.problems:
         journal.log(events.ConfigError(file=problem.file, key=problem.key, problem=problem.text))
-
-    async def discard() -> None:
-        await units.detect().discard()
-
-    with contextlib.suppress(UnusableRuntimeError, units.PlacementError), only_one(runtime_directory()):
-        asyncio.run(discard())
-
-
-def runtime_directory() -> Path:
-    """Tell where sockets are: what the unit says, or else the place that it would say."""
-    given = os.environ.get("RUNTIME_DIRECTORY")
-    if given:
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/run/forge-supervisor")
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    # only_one() refuses one in /tmp that somebody else has made.
-    return Path(own) / "forge-supervisor" if own else Path(f"/tmp/forge-supervisor-{os.geteuid()}")  # noqa: S108
-
-
-class UnusableRuntimeError(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def only_one(directory: Path) -> Iterator[Path]:
-    """Hold the runtime directory against a second supervisor. Raises UnusableRuntimeError."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Agents' users connect to the socket in it, and only its owner may put another in its place.
-        status = directory.lstat()
-        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
-            raise UnusableRuntimeError(f"{directory} is not a directory of this user (remove it)")
-        directory.chmod(0o755)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise UnusableRuntimeError(f"the runtime directory {directory} cannot be used: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.truncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-        yield directory
-    except BlockingIOError:
-        holder = os.read(lock, 20).decode(errors="replace")
-        text = f"another forge-supervisor is running (pid {holder} holds {directory}/lock)"
-        raise UnusableRuntimeError(text) from None
-    finally:
-        os.close(lock)
 
 
 class Daemon:
@@ -88,7 +39,9 @@ class Daemon:
     def __init__(self, loaded: Config, load: Callable[[], Config], runtime: Path) -> None:
         self._config = loaded
         self._load = load
+        self._runtime = runtime
         self._handshake = Handshake(runtime)
+        self._store = Store(state_directory(runtime))
         self._notifier = sdnotify.SystemdNotifier()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -102,29 +55,31 @@ class Daemon:
         """Run until a signal ends it. Raises OSError or PlacementError if it cannot begin."""
         self._handle_signals()
         _warn_of(self._config)
-        placement = units.detect()
-        # What an earlier supervisor left holds agents that nobody watches, maybe of users that have none any more.
-        await placement.discard()
+        placement = units.detect(self._runtime)
+        if not placement.holds:
+            journal.log(events.WithoutSystemd())
         self._supervisor = supervisor = Supervisor(
             self._config,
             placement=placement,
             handshake=self._handshake,
+            store=self._store,
             emit=journal.log,
             conceal=journal.conceal,
             changed=self._tell_status,
         )
         watchdog = asyncio.create_task(self._feed_watchdog())
-        serving = asyncio.create_task(self._serve(supervisor))
+        serving = asyncio.create_task(self._serve(supervisor, placement))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        leave = units.asked_to_restart()
         self._notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={self._longest_stop() * 1_000_000}")
-        journal.log(events.SupervisorStopping(reason=self._stop_reason or "a fault"))
+        journal.log(events.SupervisorStopping(reason=self._stop_reason or "a fault", leaves_agents=leave))
         serving.cancel()
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
-        await supervisor.stop()
+        await (supervisor.leave() if leave else supervisor.stop())
         self._handshake.close()
-        await placement.close()
+        await placement.close(leave=leave)
         watchdog.cancel()
         journal.log(events.SupervisorStopped())
         if not isinstance(outcome, asyncio.CancelledError):
@@ -132,8 +87,15 @@ class Daemon:
             raise outcome
         return 0
 
-    async def _serve(self, supervisor: Supervisor) -> None:
-        await supervisor.start()
+    async def _serve(self, supervisor: Supervisor, placement: units.Placement) -> None:
+        saved, problems = self._store.load()
+        for problem in problems:
+            journal.log(events.StateProblem(problem=problem))
+        # What no file tells of is watched by nobody, and would run beside what is started now.
+        await placement.discard({left.run_as for left in saved.values()}, saved)
+        await supervisor.start(saved)
+        # Those that are adopted as they were change nothing, and so tell nothing.
+        self._tell_status()
         self._notify("READY=1")
         while True:
             await self._reload.wait()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from forge_supervisor import harness, secrets
 from forge_supervisor.handshake import LaunchError
@@ -29,9 +34,43 @@ class Declared:
     def of(cls, agent: Agent, config: Config) -> Declared:
         return cls(agent, config.settings(agent), config.library.granted(agent))
 
+    @classmethod
+    def of_all(cls, config: Config) -> dict[str, Declared]:
+        """Give the agents that are to run, by name."""
+        return {name: cls.of(agent, config) for name, agent in config.agents.items() if agent.enabled}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Make a digest of each key that is not left at its default, by which another supervisor sees what has changed.
+
+        Of the defaults it says nothing, so that a version that adds a key does not change all agents.
+        """
+        keys = _said(self.agent)
+        keys[f"harnesses.{self.agent.harness}"] = _said(self.settings)
+        keys.update({f"{key}.*": value for key, value in _said(self.granted).items()})
+        return {key: _digest(value) for key, value in keys.items() if value != {} and key != "name"}
+
     def secrets(self) -> dict[str, SecretRef]:
         """Name the agent's secrets, by variable."""
         return secrets.of_agent(self.agent, harness.load(self.agent.harness).secrets(self.granted))
+
+
+def _said(table: BaseModel) -> dict[str, object]:
+    """Give what differs from the defaults."""
+    values = {name: getattr(table, name) for name in type(table).model_fields}
+    usual = {name: field.get_default(call_default_factory=True) for name, field in type(table).model_fields.items()}
+    return {name: value for name, value in values.items() if value != usual[name]}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=_plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, BaseModel):
+        return _said(value)
+    return dataclasses.asdict(value)
 
 
 @dataclass(frozen=True, slots=True)

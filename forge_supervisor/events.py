@@ -243,14 +243,15 @@ class SupervisorReloadFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorStopping(Event):
-    """`reason` is what asked for it: ``SIGTERM``."""
+    """`reason` is what asked for it: ``SIGTERM``. Agents are stopped, or left to the next supervisor."""
 
     name = "supervisor_stopping"
 
     reason: str
+    leaves_agents: bool
 
     def sentence(self) -> str:
-        return f"stopping on {self.reason}"
+        return f"stopping on {self.reason}" + (", agents run on" if self.leaves_agents else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +260,33 @@ class SupervisorStopped(Event):
 
     def sentence(self) -> str:
         return "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutSystemd(Event):
+    """No systemd starts units for us, so agents are plain children."""
+
+    name = "without_systemd"
+    _level = "warning"
+
+    def sentence(self) -> str:
+        return (
+            "no systemd: agents have no limits, what they leave behind is ended as far as it is found, "
+            "and they outlive a supervisor only if that is killed"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateProblem(Event):
+    """What is kept for the next supervisor cannot be written, or what the last one kept cannot be read."""
+
+    name = "state_problem"
+    _level = "error"
+
+    problem: str
+
+    def sentence(self) -> str:
+        return self.problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,14 +315,29 @@ class TmuxServerShared(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAdopted(AgentEvent):
+    """The session of an earlier supervisor was found alive, and goes on."""
+
+    name = "agent_adopted"
+
+    pid: int
+    invocation: str
+    uptime_sec: float
+    n_restarts: int
+
+    def sentence(self) -> str:
+        return f"{self.agent} runs on as {self.run_as} (pid {self.pid}, up {duration(self.uptime_sec)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSwept(AgentEvent):
-    """An agent of an earlier supervisor was found alive and ended, so that it does not run twice."""
+    """A process with an agent's mark was found that no supervisor knows of, and ended so that no agent runs twice."""
 
     name = "agent_swept"
     _level = "warning"
 
     def sentence(self) -> str:
-        return f"{self.agent} was left by an earlier supervisor and has been ended"
+        return f"a process of {self.agent} that nobody knew of has been ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

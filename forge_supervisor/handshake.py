@@ -23,7 +23,7 @@ from forge_supervisor import launch
 from forge_supervisor.config import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 HELLO_TIMEOUT = 5.0
 """Seconds that a client has to name its id."""
@@ -32,7 +32,8 @@ MOST_UNNAMED = 64
 LAUNCH_TIMEOUT = 15.0
 """Seconds from the pane's first process to the harness; a loaded machine needs some."""
 
-_SCRIPT = str(Path(launch.__file__).resolve())
+SCRIPT = str(Path(launch.__file__).resolve())
+"""By which the first process of a pane is known, until it becomes the harness."""
 
 
 class LaunchError(Exception):
@@ -79,7 +80,7 @@ class Handshake:
         """Issue one for a process of that user, good until the context ends. Raises OSError."""
         await self._listen(uid)
         identifier = secrets.token_hex(16)
-        ticket = Ticket(uid, (sys.executable, "-I", "-S", _SCRIPT, str(self._path(uid)), identifier))
+        ticket = Ticket(uid, (sys.executable, "-I", "-S", SCRIPT, str(self._path(uid)), identifier))
         self._tickets[identifier] = ticket
         try:
             yield ticket
@@ -137,16 +138,26 @@ def _peer_credentials(writer: asyncio.StreamWriter) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-async def hand_over(ticket: Ticket, pane_pid: int, cwd: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+async def hand_over(
+    ticket: Ticket,
+    pane_pid: int,
+    cwd: str,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    admit: Callable[[], Awaitable[None]],
+) -> None:
     """Wait for the pane's process, give it its plan, and return once it has become the harness.
 
-    Raises LaunchError, also after LAUNCH_TIMEOUT seconds.
+    `admit` is awaited when it is known to be the pane's process, and before it gets anything. Raises LaunchError, also
+    after LAUNCH_TIMEOUT seconds.
     """
     try:
         async with asyncio.timeout(LAUNCH_TIMEOUT):
             peer = await asyncio.shield(ticket.peer)
             if peer.pid != pane_pid:
                 raise LaunchError("run_as", f"process {peer.pid} asked for the launch of pane process {pane_pid}")
+            await admit()
             payload = encode(cwd, argv, env)
             peer.writer.write(len(payload).to_bytes(8, "big") + payload)
             await peer.writer.drain()

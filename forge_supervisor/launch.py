@@ -21,21 +21,33 @@ KEPT = ("TERM", "TMUX", "TMUX_PANE")
 RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP, signal.SIGHUP, signal.SIGINT)
 
 
+GAVE_UP = 125
+"""Its exit code wherever the harness did not get to run, as that of env(1) and timeout(1)."""
+
+
+def gave_up(why: str) -> SystemExit:
+    sys.stderr.write(why + "\n")
+    return SystemExit(GAVE_UP)
+
+
 def receive(connection: socket.socket, size: int) -> bytes:
     received = b""
     while len(received) < size:
         chunk = connection.recv(size - len(received))
         if not chunk:
-            sys.exit("the supervisor did not take this launch (it may have been stopped, or given up waiting)")
+            raise gave_up("the supervisor did not take this launch (it may have been stopped, or given up waiting)")
         received += chunk
     return received
 
 
 def main() -> None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(sys.argv[1])
-    connection.sendall(sys.argv[2].encode() + b"\n")
-    fields = receive(connection, int.from_bytes(receive(connection, 8), "big")).split(b"\0")[:-1]
+    try:
+        connection.connect(sys.argv[1])
+        connection.sendall(sys.argv[2].encode() + b"\n")
+        fields = receive(connection, int.from_bytes(receive(connection, 8), "big")).split(b"\0")[:-1]
+    except OSError as error:
+        raise gave_up(f"the supervisor cannot be reached: {error.strerror}") from error
     cwd, argc = fields[0], int(fields[1])
     argv = fields[2 : 2 + argc]
     environment = dict(field.split(b"=", 1) for field in fields[2 + argc :])
@@ -50,8 +62,11 @@ def main() -> None:
         step = b"exec"
         os.execve(argv[0], argv, environment)  # noqa: S606 - that is what it is for
     except OSError as error:
-        connection.sendall(b"%s %d" % (step, error.errno or 0))
-        sys.exit(127)
+        try:
+            connection.sendall(b"%s %d" % (step, error.errno or 0))
+        except OSError:
+            step += b", and nobody is left to tell"
+        raise gave_up(f"{step.decode()}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

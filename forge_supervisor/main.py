@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, get_args
 
 from forge_supervisor import __version__, check, config, daemon, harness, journal, units
 from forge_supervisor.import_nix import import_nix
+from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
+from forge_supervisor.saved import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +42,10 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.diff and not options.check:
+        parser.error("--diff goes with --check")
     if options.schema:
         print(json.dumps(config.schema(), indent=2))
         return 0
@@ -67,14 +72,19 @@ def _look(loaded: Config, options: argparse.Namespace) -> int:
     if options.verb == "shell":
         seat = asyncio.run(check.seat(loaded, options.agent))
         return seat if isinstance(seat, int) else check.enter(seat, options.command)
-    return asyncio.run(check.check(loaded))
+    code = asyncio.run(check.check(loaded))
+    if options.diff:
+        saved, problems = Store(state_directory(runtime_directory())).load()
+        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+        check.diff(loaded, saved)
+    return code
 
 
 def _supervise(loaded: Config, path: Path) -> int:
     try:
-        with daemon.only_one(daemon.runtime_directory()) as directory:
+        with only_one(runtime_directory()) as directory:
             return asyncio.run(daemon.Daemon(loaded, lambda: load(path), directory).run())
-    except (daemon.UnusableRuntimeError, units.PlacementError, OSError) as error:
+    except (UnusableRuntimeError, units.PlacementError, OSError) as error:
         print(error, file=sys.stderr)
         return EX_TEMPFAIL
 
@@ -100,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("forge-supervisor", description=described)
     _add_config(parser, default_config())
     parser.add_argument("--check", action="store_true", help="validate, print what would run, and exit")
+    parser.add_argument("--diff", action="store_true", help="with --check: print what a reload would do, too")
     parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, and exit")
     parser.add_argument(
         "--log-format",

@@ -12,21 +12,25 @@ from pathlib import Path
 class Pidfd:
     """Pins process `pid`, if it lives and belongs to `uid`. Raises ProcessLookupError or PermissionError.
 
-    Children need not be reaped for their death to be seen, and other people's processes are watched alike.
+    `born` is what `birth` told of it some time ago: another one that has got its pid since is not it. Children need not
+    be reaped for their death to be seen, and other people's processes are watched alike.
     """
 
-    def __init__(self, pid: int, uid: int) -> None:
+    def __init__(self, pid: int, uid: int, *, born: int | None = None) -> None:
         self.pid = pid
         self._fd = os.pidfd_open(pid)
         self._death: asyncio.Future[None] | None = None
         self._closed = self._was_dead = False
         try:
-            self._check_owner(uid)
+            self.born = birth(pid)
+            self._check_identity(uid, self.born if born is None else born)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _check_owner(self, uid: int) -> None:
+    def _check_identity(self, uid: int, born: int) -> None:
+        if self.born != born:
+            raise ProcessLookupError(f"process {self.pid} is another one by now")
         owner = _real_uid(self.pid)
         # A pid is free for another process once ours has died: only if it lives *now* did we see its own owner.
         if self.dead:
@@ -79,6 +83,16 @@ class Pidfd:
             else:
                 self._death.cancel()
         os.close(self._fd)
+
+
+def birth(pid: int) -> int:
+    """Tell when a process was started, in clock ticks since boot: with its pid, its identity. ProcessLookupError."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"process {pid} has died") from None
+    # proc(5); the second field may hold spaces and parentheses.
+    return int(text.rpartition(b")")[2].split()[19])
 
 
 def _real_uid(pid: int) -> int:

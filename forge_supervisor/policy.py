@@ -140,18 +140,18 @@ class RateLimit:
 
     interval: float
     burst: int
-    _begin: float | None = field(default=None, init=False)
-    _count: int = field(default=0, init=False)
+    begin: float | None = field(default=None, init=False)
+    count: int = field(default=0, init=False)
 
     def allow(self, now: float) -> bool:
         """Count a start at `now`, in seconds on a clock that never steps back, and tell whether it may happen."""
         if self.interval <= 0 or self.burst <= 0:
             return True
-        if self._begin is None or now - self._begin > self.interval:
-            self._begin, self._count = now, 1
+        if self.begin is None or now - self.begin > self.interval:
+            self.begin, self.count = now, 1
             return True
-        self._count += 1
-        return self._count <= self.burst
+        self.count += 1
+        return self.count <= self.burst
 
     def reset(self) -> None:
-        self._begin, self._count = None, 0
+        self.begin, self.count = None, 0

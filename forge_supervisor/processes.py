@@ -51,6 +51,13 @@ def lives(pid: int) -> bool:
     return _read(pid) is not None
 
 
+def resume(pid: int) -> None:
+    """Let a process go on that somebody has stopped (SIGSTOP, Ctrl-Z). Raises OSError."""
+    text = Path(f"/proc/{pid}/stat").read_bytes()
+    if text.rpartition(b")")[2].split()[0] == b"T" and _is_ours(pid):
+        os.kill(pid, signal.SIGCONT)
+
+
 def survivors(invocation: str | None, sid: int | None, spare: Collection[int] = ()) -> list[int]:
     """Return the pids of our user's processes that belong to the session; never ours, never one in ``spare``.
 

@@ -34,12 +34,20 @@ class Realm:
     """One user's worker and tmux server, each started when first needed and again after it was lost."""
 
     def __init__(
-        self, name: str, placement: Placement, socket_name: str, emit: Callable[[events.Event], None]
+        self,
+        name: str,
+        placement: Placement,
+        socket_name: str,
+        emit: Callable[[events.Event], None],
+        *,
+        known: Callable[[], Mapping[str, int | None]] = dict,
     ) -> None:
+        """`known` tells the agents that may be on the tmux server when it is found, and the pids of those that run."""
+        self.placement = placement
         self._name = name
-        self._placement = placement
         self._socket_name = socket_name
         self._emit = emit
+        self._known = known
         self._starting_server = asyncio.Lock()
         self._starting_worker = asyncio.Lock()
         self._user: User | None = None
@@ -103,11 +111,11 @@ class Realm:
             self._emit(events.WorkerLost(run_as=self._name, reason=str(error)))
             raise
 
-    async def close(self) -> None:
-        """End worker and tmux server; the agents have ended before."""
+    async def close(self, *, leave: bool = False) -> None:
+        """End worker and tmux server, as the agents have ended before; or `leave` all that matters as it is."""
         if self._watching is not None:
             self._watching.cancel()
-        if self._server_process is not None:
+        if self._server_process is not None and not leave:
             await self._server_process.stop(STOP_TIMEOUT)
         if self._worker is not None:
             await self._worker.stop()
@@ -116,23 +124,26 @@ class Realm:
 
     async def _start_worker(self) -> Worker:
         try:
-            return await Worker.start(self._placement, self.user, self._environment())
+            return await Worker.start(self.placement, self.user, self._environment())
         except (OSError, units.PlacementError) as error:
             raise WorkerLostError(f"the worker of {self._name} cannot be started: {error}") from error
 
     async def _start_server(self) -> Pidfd:
-        found = await self.ask(FindServer(wait=False))
+        earlier = await self.placement.find("tmux", self.user)
+        found = await self.ask(FindServer(wait=False, server=None if earlier is None else earlier.pid))
+        self._server_process = earlier
         if found.pid is None:
             self._server_process = await self._run_server()
             found = await self.ask(FindServer(wait=True))
         if found.pid is None:
             raise LaunchError("", f"the tmux server of {self._name} ended as soon as it was started")
         server = Pidfd(found.pid, self.user.uid)
-        ours = self._server_process is not None and self._server_process.pid == found.pid
-        told = events.TmuxServerStarted if ours else events.TmuxServerShared
-        self._emit(told(run_as=self._name, pid=found.pid))
+        if self._server_process is None or self._server_process.pid != found.pid:
+            self._emit(events.TmuxServerShared(run_as=self._name, pid=found.pid))
+        elif self._server_process is not earlier:
+            self._emit(events.TmuxServerStarted(run_as=self._name, pid=found.pid))
         try:
-            swept = await self.ask(Sweep())
+            swept = await self.ask(Sweep(known=dict(self._known())))
         except BaseException:
             server.close()
             raise
@@ -146,7 +157,7 @@ class Realm:
             raise LaunchError("", f"tmux was not found on {SYSTEM_PATH} (apt-get install tmux)")
         # -D: it stays the process that was started, and stays without sessions.
         argv = (tmux, "-D", "-L", self._socket_name, "-f", str(terminal.conf_path()))
-        return await self._placement.run("tmux", self.user, argv, env=self._environment())
+        return await self.placement.run("tmux", self.user, argv, env=self._environment())
 
     async def _watch(self, server: Pidfd) -> None:
         await server.wait()

@@ -1,4 +1,4 @@
-"""One session of an agent in the real world, and the `Runner` that runs one after the other for a `Lifecycle`.
+"""One session of an agent in the real world.
 
 A session is awaited at few places, each bounded in time or ended by the kernel: the user's worker and tmux server and
 the handshake (all of which end in `LaunchError` at worst), and the death of its main process, which a pidfd tells
@@ -9,82 +9,40 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from forge_supervisor import events
-from forge_supervisor.config import Problem
 from forge_supervisor.config_files import key_path
+from forge_supervisor.config_resources import Resources
 from forge_supervisor.declared import prepare
-from forge_supervisor.handshake import LaunchError, hand_over
+from forge_supervisor.handshake import SCRIPT, LaunchError, hand_over
+from forge_supervisor.launch import GAVE_UP
 from forge_supervisor.pidfd import Pidfd
 from forge_supervisor.policy import Exit
 from forge_supervisor.realm import agent_environment
+from forge_supervisor.saved import SavedSession
+from forge_supervisor.units import Cleared, PlacementError
 from forge_supervisor.worker.client import WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import Collect, Open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from forge_supervisor.agent import Lifecycle
-    from forge_supervisor.config import Agent
     from forge_supervisor.declared import Declared
     from forge_supervisor.handshake import Handshake, Ticket
     from forge_supervisor.realm import Realm
+    from forge_supervisor.units import Scope
     from forge_supervisor.worker.messages import Collected, Prepared
 
 KILL_GRACE = 10.0
 """Seconds that a process gets to end on SIGKILL; one that hangs in the kernel does not end."""
 HANGUP_GRACE = 2.0
 """Seconds that a process without its terminal gets to end on SIGHUP and SIGTERM."""
-
-log = structlog.get_logger()
-
-
-class SessionRunner:
-    """Runs the sessions of one agent, whose settings may change from one to the next."""
-
-    def __init__(self, make_session: Callable[[Agent, str], Session]) -> None:
-        self._make_session = make_session
-        self._session: Session | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
-        self._session = self._make_session(agent, invocation)
-        self._task = asyncio.create_task(_run(self._session, life))
-
-    def terminate(self) -> None:
-        if self._session is not None:
-            self._session.terminate()
-
-    def kill(self) -> None:
-        if self._session is not None:
-            self._session.kill()
-
-
-async def _run(session: Session, life: Lifecycle) -> None:
-    # Whatever goes wrong in here is a fault of ours, and must not leave the agent in a state without a way out.
-    try:
-        pid = await session.launch()
-    except LaunchError as error:
-        life.launch_failed(error.problem)
-        return
-    except Exception as error:
-        log.exception("supervisor_fault", agent=life.agent.name, run_as=life.agent.run_as)
-        life.launch_failed(Problem(key="", text=f"fault in the supervisor: {error!r}"))
-        return
-    life.launched(pid)
-    await session.death()
-    life.died()
-    try:
-        exit_, screen = await session.collect()
-    except Exception:
-        log.exception("supervisor_fault", agent=life.agent.name, run_as=life.agent.run_as)
-        exit_, screen = Exit(lost=True), []
-    session.close()
-    life.exited(exit_, screen)
-
+LEFTOVER_GRACE = 2.0
+"""Seconds that what the worker has not found gets between SIGTERM and SIGKILL."""
+LAUNCH_GRACE = 5.0
+"""Seconds in which a launch whose supervisor has died comes to its end, one way or the other."""
 
 class Session:
     def __init__(
@@ -96,6 +54,7 @@ class Session:
         handshake: Handshake,
         emit: Callable[[events.Event], None],
         conceal: Callable[[str, Mapping[str, str], str | None], None],
+        noted: Callable[[], None] = lambda: None,
     ) -> None:
         self._declared = declared
         self._agent = declared.agent
@@ -104,11 +63,43 @@ class Session:
         self._conceal = conceal
         self._handshake = handshake
         self._emit = emit
+        self._noted = noted
+        self.saved: SavedSession | None = None
+        """Where it is, as soon as it is somewhere; `noted` is called then, before any harness runs."""
         self._process: Pidfd | None = None
         self._server: Pidfd | None = None
-        self._pane = ""
-        self._pid = 0
+        self._scope: Scope | None = None
+        self._owns_server = False
         self._given_up = asyncio.Event()
+        self._outcome: tuple[Exit, list[str], bool] | None = None
+
+    def adopt(self, saved: SavedSession) -> bool:
+        """Take over what another supervisor has launched, and tell whether its main process lives."""
+        self.saved = saved
+        self._process = _pinned(saved.pid, saved.uid, saved.born)
+        self._server, self._owns_server = _pinned(saved.server, saved.uid, saved.server_born), True
+        self._scope = self._realm.placement.scope(self._agent.name)
+        return self._process is not None
+
+    async def interrupted(self) -> bool:
+        """Tell of a launch that another supervisor has begun whether it came to nothing; otherwise it was launched.
+
+        The pane's first process ends by itself if the supervisor dies before it has said what to run.
+        """
+        if self.saved is None:
+            return True
+        deadline = asyncio.get_running_loop().time() + LAUNCH_GRACE
+        while self._process is not None and not self._process.dead and _is_shim(self._process.pid):
+            if asyncio.get_running_loop().time() > deadline:
+                self.kill()
+                await self.death()
+                await self.collect()
+                return True
+            await asyncio.sleep(0.02)  # exec is no event
+        if self._process is not None and not self._process.dead:
+            return False
+        exit_, *_ = await self.collect()
+        return exit_.code == GAVE_UP
 
     async def examine(self) -> None:
         """Look, without writing anything, whether it could be launched. Raises LaunchError."""
@@ -118,6 +109,8 @@ class Session:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
         self._server = await self._realm.server()
         prepared, secrets = await self._prepare()
+        if self._agent.resources != Resources() and not self._realm.placement.holds:
+            self._warn("resources", "are not limited, which takes systemd")
         env = agent_environment(self._realm.user, self._agent, prepared.env, secrets, self._invocation)
         try:
             async with self._handshake.ticket(self._realm.user.uid) as ticket:
@@ -128,10 +121,11 @@ class Session:
 
     async def death(self) -> None:
         """Return when the main process has died; or KILL_GRACE seconds after the SIGKILL that it does not heed."""
-        assert self._process is not None, "not launched"
-        assert self._server is not None, "not launched"
-        await _first(self._process.wait(), self._server.wait(), self._given_up.wait())
-        if self._server.dead and not self._process.dead:
+        if self._process is None:
+            return
+        if self._server is not None:
+            await _first(self._process.wait(), self._server.wait(), self._given_up.wait())
+        if (self._server is None or self._server.dead) and not self._process.dead:
             # Its terminal is gone. It has been sent SIGHUP by the kernel, and some programs live on.
             self.terminate()
             await _first(self._process.wait(), asyncio.sleep(HANGUP_GRACE))
@@ -139,27 +133,40 @@ class Session:
                 self.kill()
             await _first(self._process.wait(), self._given_up.wait())
 
-    async def collect(self) -> tuple[Exit, list[str]]:
-        """Tell how the main process ended and what was last on its screen, once all that it left behind is gone."""
+    async def collect(self) -> tuple[Exit, list[str], bool]:
+        """Tell how the main process ended, what was last on its screen, and whether the kernel killed for memory.
+
+        By then all that it left behind is gone.
+        """
+        if self._outcome is None:
+            exit_, screen, cleared = await self._collected()
+            if self._scope is not None:
+                cleared = _sum(cleared, await self._scope.end(LEFTOVER_GRACE))
+            self._tell_leftovers(cleared)
+            self._outcome = exit_, screen, cleared.oom_killed
+        return self._outcome
+
+    async def _collected(self) -> tuple[Exit, list[str], Cleared]:
         try:
             collected = await self._ask_collect()
-        except WorkerError as error:
+        except (WorkerError, LaunchError) as error:
             self._warn("", f"its exit status cannot be known: {error}")
-            return Exit(lost=True), []
-        if collected.terminated or collected.killed:
+            return Exit(lost=True), [], Cleared()
+        cleared = Cleared(collected.terminated, collected.killed, collected.left)
+        if collected.code is None and collected.signal is None:
+            return Exit(lost=True), collected.screen, cleared
+        return Exit(code=collected.code, signal=collected.signal), collected.screen, cleared
+
+    def _tell_leftovers(self, cleared: Cleared) -> None:
+        name, user = self._agent.name, self._agent.run_as
+        if cleared.terminated or cleared.killed:
             self._emit(
                 events.LeftoversCleared(
-                    agent=self._agent.name,
-                    run_as=self._agent.run_as,
-                    terminated=collected.terminated,
-                    killed=collected.killed,
+                    agent=name, run_as=user, terminated=cleared.terminated, killed=cleared.killed
                 )
             )
-        if collected.left:
-            self._warn("", f"{collected.left} processes that it left behind do not end")
-        if collected.code is None and collected.signal is None:
-            return Exit(lost=True), collected.screen
-        return Exit(code=collected.code, signal=collected.signal), collected.screen
+        if cleared.left:
+            self._warn("", f"{cleared.left} processes that it left behind do not end")
 
     def terminate(self) -> None:
         """Send SIGTERM to the main process, if it lives."""
@@ -172,10 +179,21 @@ class Session:
             self._process.signal(signal.SIGKILL)
         asyncio.get_running_loop().call_later(KILL_GRACE, self._given_up.set)
 
+    def limit(self, resources: Resources) -> None:
+        """Give what runs other limits."""
+        try:
+            if self._scope is not None:
+                self._scope.limit(resources)
+        except PlacementError as error:
+            self._warn("resources", str(error))
+
     def close(self) -> None:
-        if self._process is not None:
-            self._process.close()
-            self._process = None
+        """It is over, and nothing is left of it to go on with."""
+        self.saved = None
+        for pinned in (self._process, self._server if self._owns_server else None):
+            if pinned is not None:
+                pinned.close()
+        self._process = self._scope = None
 
     async def _prepare(self, *, dry_run: bool = False) -> tuple[Prepared, Mapping[str, str]]:
         # What is only examined is not the agent's last start.
@@ -205,8 +223,10 @@ class Session:
         process = await self._open(ticket)
         try:
             await self._hand_over(process, ticket, prepared, env)
-        except BaseException:
+        except Exception:
             process.signal(signal.SIGKILL)
+            if self._scope is not None:
+                await self._scope.end(LEFTOVER_GRACE)
             process.close()
             raise
         return process
@@ -218,38 +238,59 @@ class Session:
             opened = await self._realm.ask(request)
         except WorkerError as error:
             raise LaunchError("", str(error)) from error
-        self._pane, self._pid = opened.pane, opened.pid
         for note in opened.notes:
             self._warn("", note)
+        self.saved = SavedSession(
+            uid=self._realm.user.uid,
+            pid=opened.pid,
+            born=0,
+            pane=opened.pane,
+            server=self._server.pid,
+            server_born=self._server.born,
+        )
         try:
-            return Pidfd(opened.pid, self._realm.user.uid)
+            process = Pidfd(opened.pid, self._realm.user.uid)
         except ProcessLookupError:
             raise await self._early_death() from None
         except OSError as error:
             raise LaunchError("", f"the first process of its pane cannot be watched: {error}") from error
+        self.saved = self.saved.model_copy(update={"born": process.born})
+        self._noted()
+        return process
 
     async def _hand_over(self, process: Pidfd, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> None:
-        handing_over = asyncio.create_task(hand_over(ticket, process.pid, prepared.cwd, prepared.argv, env))
-        await _first(asyncio.shield(handing_over), process.wait())
-        if process.dead and not ticket.peer.done():
+        handing_over = asyncio.create_task(
+            hand_over(ticket, process.pid, prepared.cwd, prepared.argv, env, admit=lambda: self._enclose(process))
+        )
+        try:
+            await _first(asyncio.shield(handing_over), process.wait())
+            if process.dead and not ticket.peer.done():
+                raise await self._early_death()
+            # It has asked, so the socket ends the wait: by the harness, by an error, or by death.
+            await handing_over
+        finally:
             handing_over.cancel()
-            raise await self._early_death()
-        # It has asked, so the socket ends the wait: by the harness, by an error, or by death.
-        await handing_over
+
+    async def _enclose(self, process: Pidfd) -> None:
+        """Put it in its scope: by now it is known to be the pane's, and has no children yet."""
+        try:
+            self._scope = await self._realm.placement.enclose(self._agent.name, process, self._agent.resources)
+        except PlacementError as error:
+            raise LaunchError("", str(error)) from error
 
     async def _early_death(self) -> LaunchError:
-        exit_, screen = await self.collect()
+        exit_, screen, _ = await self.collect()
         said = f": {screen[-1]}" if screen else ""
         return LaunchError("", f"the first process of its pane ended before it was told what to run ({exit_}){said}")
 
     async def _ask_collect(self) -> Collected:
-        assert self._server is not None, "launched without a server"
+        assert self.saved is not None, "not launched"
         request = Collect(
             agent=self._agent.name,
-            pane=self._pane,
-            pid=self._pid,
+            pane=self.saved.pane,
+            pid=self.saved.pid,
             invocation=self._invocation,
-            server=self._server.pid,
+            server=self.saved.server,
         )
         try:
             return await self._realm.ask(request)
@@ -260,6 +301,32 @@ class Session:
     def _warn(self, key: str, text: str) -> None:
         name = self._agent.name
         self._emit(events.AgentWarning(agent=name, run_as=self._agent.run_as, key=key_path(name, key), problem=text))
+
+
+def _pinned(pid: int, uid: int, born: int) -> Pidfd | None:
+    """Pin a process that was, if it still is."""
+    try:
+        return Pidfd(pid, uid, born=born)
+    except OSError:
+        return None
+
+
+def _is_shim(pid: int) -> bool:
+    """Whether the first process of a pane has yet to become the harness."""
+    try:
+        return SCRIPT.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _sum(one: Cleared, other: Cleared) -> Cleared:
+    return Cleared(
+        one.terminated + other.terminated,
+        one.killed + other.killed,
+        # What the worker could not end is in the scope too, if there is one.
+        other.left or (0 if other.killed else one.left),
+        oom_killed=other.oom_killed,
+    )
 
 
 async def _first(*waits: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:

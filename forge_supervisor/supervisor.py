@@ -1,38 +1,42 @@
-"""All agents together: start, reload, stop, and one line that tells how they are."""
+"""All agents together: start, adopt, reload, stop, leave, and one line that tells how they are."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from forge_supervisor import events, harness
 from forge_supervisor.agent import AT_REST, Lifecycle, State
-from forge_supervisor.config import Problem
+from forge_supervisor.config import Agent, HarnessSettings, Library, Problem
 from forge_supervisor.config_files import key_path
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.plan import plan
 from forge_supervisor.policy import Result
 from forge_supervisor.realm import Realm
-from forge_supervisor.session import Session, SessionRunner
+from forge_supervisor.runner import SessionRunner
+from forge_supervisor.saved import Saved, boot_id
+from forge_supervisor.session import Session
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from forge_supervisor.config import Agent, Config
+    from forge_supervisor.config import Config
     from forge_supervisor.handshake import Handshake
+    from forge_supervisor.saved import Store
     from forge_supervisor.units import Placement
 
 log = structlog.get_logger()
 
 _MOST_NAMED = 10
 """In the status: systemd ignores a notification of more than 4096 bytes."""
-# A change of these is taken by a running agent; any other is for its next session, and so brings that about.
-_TAKEN_WHILE_RUNNING = {"restart", "stop_timeout_sec", "enabled"}
 
 
 class Supervisor:
@@ -42,6 +46,7 @@ class Supervisor:
         *,
         placement: Placement,
         handshake: Handshake,
+        store: Store,
         emit: Callable[[events.Event], None],
         conceal: Callable[[str, Mapping[str, str], str | None], None],
         changed: Callable[[], None],
@@ -49,27 +54,45 @@ class Supervisor:
         self._config = config
         self._placement = placement
         self._handshake = handshake
+        self._store = store
+        self._store_works = True
+        self._boot = boot_id()
         self._emit = emit
         self._conceal = conceal
         self._on_change = changed
         self._realms: dict[str, Realm] = {}
         self._lives: dict[str, Lifecycle] = {}
+        self._runners: dict[str, SessionRunner] = {}
         self._declared: dict[str, Declared] = {}
         """What each agent's next session is made of."""
+        self._fingerprints: dict[str, dict[str, str]] = {}
+        """Of what each agent's present session is made."""
         self._kept: list[str] = []
         """Agents that are not as they are declared now."""
         self._change = asyncio.Event()
 
-    async def start(self) -> None:
-        """Start every enabled agent, and return when each was started or has failed to."""
-        for agent in self._config.agents.values():
-            if agent.enabled:
-                self._add(agent).start()
+    async def start(self, saved: Mapping[str, Saved]) -> None:
+        """Adopt what an earlier supervisor has left, make the configuration true, and start every enabled agent.
+
+        Returns when each was started or has failed to.
+        """
+        unfinished = self._store.stopping
+        for name, left in saved.items():
+            if left.socket_name != self._config.socket_name:
+                self._config = self._keep_socket_name(self._config, left.socket_name)
+            self._adopt(name, left)
+        # So that it is known which tmux servers are ours, even if none of their agents is ever started again.
+        await asyncio.gather(*map(self._find_server, {life.agent.run_as for life in self._lives.values()}))
+        if unfinished:
+            # None of them was stopped for its own sake, so all are to be started again.
+            await self._remove(list(self._lives))
+            self._store.stopped()
+        await self._make_true()
         # Each once: of agents that crash at once, one or the other is always starting again.
         waiting = list(self._lives.values())
 
         def all_have_been_seen() -> bool:
-            waiting[:] = [life for life in waiting if life.state is State.STARTING]
+            waiting[:] = [life for life in waiting if life.state is State.STARTING or life.start_again]
             return not waiting
 
         await self._until(all_have_been_seen)
@@ -81,43 +104,51 @@ class Supervisor:
         One that runs, and as it is declared now could not be started, runs on as it was until it can.
         """
         if config.socket_name != self._config.socket_name:
-            config = self._keep_socket_name(config)
+            config = self._keep_socket_name(config, self._config.socket_name)
         self._config = config
-        wanted = {name: agent for name, agent in config.agents.items() if agent.enabled}
-        declared = {name: Declared.of(agent, config) for name, agent in wanted.items()}
-        changed = {
-            name
-            for name, life in self._lives.items()
-            if name in declared and _needs_new_session(self._declared[name], declared[name])
-        }
-        kept = await self._better_kept({name: declared[name] for name in changed}, declared)
+        await self._make_true()
+        self._emit(events.SupervisorReloaded(agents=len(config.agents)))
+
+    async def _make_true(self) -> None:
+        declared = Declared.of_all(self._config)
+        todo = plan(declared, self._fingerprints)
+        kept = await self._better_kept({name: declared[name] for name in todo.changed}, declared)
         self._kept = sorted(kept)
         # Another user's agent of that name is another agent: its session, too, belongs to that user.
-        await self._remove(
-            name
-            for name, life in self._lives.items()
-            if name not in wanted or (wanted[name].run_as != life.declared.run_as and name not in kept)
-        )
-        for name, agent in wanted.items():
-            life = self._lives.get(name)
-            if life is None:
-                self._add(agent).start()
-            elif name not in changed:
-                life.reconfigure(agent)
-            elif name not in kept:
-                self._declared[name] = declared[name]
-                life.replace(agent, harness.load(agent.harness).stop_exit_status)
+        moved = {name for name in todo.changed.keys() - kept if "run_as" in todo.changed[name]}
+        await self._remove(todo.removed | moved)
+        for name in declared:
+            if name in todo.new | moved:
+                self._add(declared[name]).start()
+            elif name in todo.adjusted:
+                self._adjust(declared[name])
+                if "resources" in todo.adjusted[name]:
+                    self._runners[name].limit(declared[name].agent.resources)
+            elif name in todo.changed.keys() - kept:
+                self._declare(declared[name])
+                self._lives[name].replace(declared[name].agent, self._stop_exit_status(declared[name].agent))
         await self._close_realms(self._realms.keys() - {life.declared.run_as for life in self._lives.values()})
-        self._emit(events.SupervisorReloaded(agents=len(config.agents)))
 
     async def stop(self) -> None:
         """Stop every agent, then what they lived in."""
         self._placement.stopping()
+        with contextlib.suppress(OSError):
+            self._store.begin_to_stop()
         for life in self._lives.values():
             life.stop()
         await self._until(lambda: all(life.state in AT_REST for life in self._lives.values()))
         await asyncio.gather(*(self._close_session(life.agent) for life in self._lives.values()))
         await self._close_realms(self._realms.keys())
+        for name in self._lives:
+            self._store.remove(name)
+        self._store.stopped()
+
+    async def leave(self) -> None:
+        """Let go of every agent as it is; what another supervisor has to know has been saved all along."""
+        for life in self._lives.values():
+            life.freeze()
+        await asyncio.gather(*(runner.leave() for runner in self._runners.values()))
+        await asyncio.gather(*(realm.close(leave=True) for realm in self._realms.values()))
 
     def hurry(self) -> None:
         """Kill what is still stopping."""
@@ -177,24 +208,82 @@ class Supervisor:
             return Problem("", f"fault in the supervisor: {error!r}")
         return None
 
-    def _add(self, agent: Agent) -> Lifecycle:
-        self._declared[agent.name] = Declared.of(agent, self._config)
+    def _add(self, declared: Declared, left: Saved | None = None) -> Lifecycle:
+        agent = declared.agent
+        self._declare(declared)
+        runner = SessionRunner(self._make_session, None if left is None else left.session)
         life = Lifecycle(
             agent,
-            SessionRunner(self._make_session),
+            runner,
             clock=asyncio.get_running_loop(),
             emit=self._emit,
-            stop_exit_status=harness.load(agent.harness).stop_exit_status,
+            stop_exit_status=self._stop_exit_status(agent),
         )
-        life.changed = self._changed
+        life.changed = partial(self._changed, agent.name)
         self._lives[agent.name] = life
+        self._runners[agent.name] = runner
         return life
 
-    def _keep_socket_name(self, config: Config) -> Config:
+    def _declare(self, declared: Declared) -> None:
+        self._declared[declared.agent.name] = declared
+        self._fingerprints[declared.agent.name] = declared.fingerprint()
+
+    def _adjust(self, declared: Declared) -> None:
+        """Have an agent take what it takes while it runs."""
+        name = declared.agent.name
+        self._declare(declared)
+        self._lives[name].reconfigure(declared.agent)
+        self._save(name)
+
+    @staticmethod
+    def _stop_exit_status(agent: Agent) -> frozenset[int]:
+        return harness.load(agent.harness).stop_exit_status
+
+    def _adopt(self, name: str, left: Saved) -> None:
+        """Go on with an agent as it was left, be it still declared or not: what then becomes of it is decided later."""
+        agent = self._config.agents.get(name)
+        if agent is None or agent.run_as != left.run_as:
+            agent = _stand_in(name, left)
+            declared = Declared(agent, HarnessSettings(), Library())
+        else:
+            declared = Declared.of(agent, self._config)
+        life = self._add(declared, left)
+        self._fingerprints[name] = left.declared
+        life.resume(left.life)
+
+    async def _find_server(self, user: str) -> None:
+        try:
+            await self._realm_of(user).server()
+        except LaunchError as error:
+            log.warning("tmux_server_not_found", run_as=user, problem=str(error))
+
+    def _save(self, name: str) -> None:
+        """Write down what another supervisor has to know of an agent."""
+        life = self._lives[name]
+        saved = Saved(
+            boot=self._boot,
+            socket_name=self._config.socket_name,
+            run_as=life.agent.run_as,
+            declared=self._fingerprints[name],
+            stop_timeout_sec=life.agent.stop_timeout_sec,
+            life=life.memory(),
+            session=self._runners[name].saved,
+        )
+        try:
+            self._store.write(name, saved)
+        except OSError as error:
+            if self._store_works:
+                text = f"the state of agents cannot be saved, so another supervisor will not know them: {error}"
+                self._emit(events.StateProblem(problem=text))
+            self._store_works = False
+        else:
+            self._store_works = True
+
+    def _keep_socket_name(self, config: Config, name: str) -> Config:
         """Agents cannot move to another tmux server while they run, and one cannot attach to half of them."""
-        text = f'stays "{self._config.socket_name}" until the supervisor is restarted'
+        text = f'stays "{name}" until the supervisor, and with it every agent, is stopped and started'
         self._emit(events.ConfigWarning(file="", key="socket_name", problem=text))
-        return replace(config, socket_name=self._config.socket_name)
+        return replace(config, socket_name=name)
 
     async def _close_realms(self, users: Iterable[str]) -> None:
         await asyncio.gather(*(self._realms.pop(user).close() for user in list(users)))
@@ -206,8 +295,9 @@ class Supervisor:
         await self._until(lambda: all(life.state in AT_REST for life in removed))
         await asyncio.gather(*(self._close_session(life.agent) for life in removed))
         for life in removed:
-            del self._lives[life.agent.name]
-            del self._declared[life.agent.name]
+            for kept in (self._lives, self._runners, self._declared, self._fingerprints):
+                kept.pop(life.agent.name)
+            self._store.remove(life.agent.name)
 
     async def _close_session(self, agent: Agent) -> None:
         realm = self._realms.get(agent.run_as)
@@ -233,17 +323,30 @@ class Supervisor:
             handshake=self._handshake,
             emit=self._emit,
             conceal=self._conceal,
+            noted=partial(self._save, declared.agent.name),
         )
 
     def _realm_of(self, user: str) -> Realm:
         if user not in self._realms:
-            self._realms[user] = Realm(user, self._placement, self._config.socket_name, self._emit)
+            self._realms[user] = Realm(
+                user, self._placement, self._config.socket_name, self._emit, known=partial(self._known, user)
+            )
         return self._realms[user]
+
+    def _known(self, user: str) -> dict[str, int | None]:
+        """Name the agents of a user, each with the pid of its session, if it has one."""
+        known = {}
+        for name, life in self._lives.items():
+            if life.agent.run_as == user:
+                saved = self._runners[name].saved
+                known[name] = None if saved is None else saved.pid
+        return known
 
     def _count(self, state: State) -> int:
         return sum(life.state is state for life in self._lives.values())
 
-    def _changed(self) -> None:
+    def _changed(self, name: str) -> None:
+        self._save(name)
         self._change.set()
         self._on_change()
 
@@ -253,9 +356,10 @@ class Supervisor:
             await self._change.wait()
 
 
-def _needs_new_session(old: Declared, new: Declared) -> bool:
-    kept = [declared.agent.model_dump(exclude=_TAKEN_WHILE_RUNNING) for declared in (old, new)]
-    return kept[0] != kept[1] or (old.settings, old.granted) != (new.settings, new.granted)
+def _stand_in(name: str, left: Saved) -> Agent:
+    """Make an agent of one that is declared no more, as far as it takes to stop it."""
+    keys = {"name": name, "run_as": left.run_as, "harness": "command", "command": ["-"]}
+    return Agent.model_validate({**keys, "stop_timeout_sec": left.stop_timeout_sec})
 
 
 def _whys(lives: list[Lifecycle]) -> str:

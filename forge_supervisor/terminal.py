@@ -194,8 +194,8 @@ class Terminal:
             time.sleep(next(pauses))
 
     def restore_socket(self, pid: int) -> None:
-        """Have server ``pid`` make its socket anew if somebody has removed it, or the directory."""
-        if self.server_pid() is not None:
+        """Have server ``pid`` make its socket anew if it, or its directory, was removed, or replaced by another."""
+        if self.server_pid() == pid:
             return
         self.socket_path.parent.mkdir(mode=0o700, exist_ok=True)
         os.kill(pid, signal.SIGUSR1)  # tmux(1), option -L
@@ -250,11 +250,14 @@ class Terminal:
         mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent, ";")
         return _opened(self._server.cmd(*create, *spawn, *mark, *_pipe(f"={name}:")), agent)
 
-    def close_leftover(self, agent: str) -> list[str]:
-        """End what still lives in the agent's panes, so that `open` may be called; returns a sentence for each."""
+    def close_leftover(self, agent: str, *, but: int | None = None) -> list[str]:
+        """End what still lives in the agent's panes, ``but`` for that process; returns a sentence for each.
+
+        With none spared `open` may be called.
+        """
         ended = []
         for row in self._rows():
-            if row.pane.agent == agent and _lives(row):
+            if row.pane.agent == agent and row.pane.pid != but and _lives(row):
                 processes.clear_pane(row.pane.pid, _LEFTOVER_GRACE)
                 exit_ = self.exit_of(row.pane.id, row.pane.pid)
                 ended.append(f"ended pid {row.pane.pid}, left in pane {row.pane.id} by an earlier session: {exit_}")

@@ -186,7 +186,7 @@ async def descriptors_are_not_leaked_and_names_are_free_again(placement: Placeme
     for _ in range(3):
         async with shell(placement, user, "echo up >&0; read line", env={}) as (_, line):
             assert await line.read() == b"up\n"
-    await placement.close()
+    await placement.close(leave=False)
     await asyncio.sleep(0)  # a transport that was closed is let go in the next round of the loop
     assert descriptors() == before
 
@@ -351,10 +351,10 @@ async def supervise(placement: Placement, user: User) -> None:
 
 
 async def main(case: str, user: str) -> None:
-    placement = units.detect()
+    placement = units.detect(Path("/run"))
     assert isinstance(placement, SystemdPlacement)
     await (CASES | SYSTEMD_CASES | {"supervise": supervise})[case](placement, units.lookup(user))
-    await placement.close()
+    await placement.close(leave=False)
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ def expand_home(path: str, home: Path) -> str:
 
 
 _THE_CORES = frozenset(
-    {"role", "run_as", "harness", "env", "secrets", "enabled", "restart", "stop_timeout_sec", "path"}
+    {"role", "run_as", "harness", "env", "secrets", "enabled", "resources", "restart", "stop_timeout_sec", "path"}
 )
 """Agent keys that the core itself acts on; any other means something only where a harness honours it."""
 

@@ -50,7 +50,7 @@ class Actions:
                 case FindServer():
                     return self._find_server(request)
                 case Sweep():
-                    return self._sweep()
+                    return self._sweep(request)
                 case Prepare():
                     return Preparation(request, self._home).run()
                 case Open():
@@ -58,7 +58,7 @@ class Actions:
                 case Collect():
                     return self._collect(request)
                 case Close():
-                    self._restore_socket(request.server)
+                    self._revive(request.server)
                     self._terminal.kill(request.agent)
                     return Done()
         except TerminalError as error:
@@ -66,27 +66,30 @@ class Actions:
 
     def _find_server(self, request: FindServer) -> ServerFound:
         self._terminal.require_version()
+        if request.server is not None:
+            self._revive(request.server)
         if request.wait:
             self._terminal.wait_for_server(request.timeout / 2)
         return ServerFound(pid=self._terminal.server_pid())
 
-    def _sweep(self) -> Swept:
+    def _sweep(self, request: Sweep) -> Swept:
         self._terminal.configure()
         swept = []
         for agent in {pane.agent for pane in self._terminal.panes()}:
-            if self._terminal.close_leftover(agent):
+            if self._terminal.close_leftover(agent, but=request.known.get(agent)):
                 swept.append(agent)
-            self._terminal.kill(agent)
+            if agent not in request.known:
+                self._terminal.kill(agent)
         return Swept(agents=swept)
 
     def _open(self, request: Open) -> Opened:
-        self._restore_socket(request.server)
+        self._revive(request.server)
         notes = self._terminal.close_leftover(request.agent)
         pane = self._terminal.open(request.agent, request.argv)
         return Opened(pane=pane.id, pid=pane.pid, notes=notes)
 
     def _collect(self, request: Collect) -> Collected:
-        self._restore_socket(request.server)
+        self._revive(request.server)
         exit_ = self._exit_of(request.pane, request.pid)
         screen = [] if exit_.lost else self._terminal.screen_tail(request.pane, SCREEN_LINES)
         cleared = self._clear(request.invocation, request.pid)
@@ -99,10 +102,14 @@ class Actions:
             left=cleared.left,
         )
 
-    def _restore_socket(self, server: int) -> None:
-        # Things in /tmp are removed, by cron jobs and by people. Who cannot be helped is told so by what comes next.
+    def _revive(self, server: int) -> None:
+        """Have a server that lives answer: one that was stopped, or has lost its socket.
+
+        Things in /tmp are removed, by cron jobs and by people. Who cannot be helped is told so by what comes next.
+        """
         if processes.lives(server):
             with contextlib.suppress(TerminalError, OSError):
+                processes.resume(server)
                 self._terminal.restore_socket(server)
 
     def _exit_of(self, pane: str, pid: int) -> Exit:

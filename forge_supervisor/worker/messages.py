@@ -72,12 +72,16 @@ class ServerFound(Answer):
 
 
 class FindServer(Request[ServerFound]):
-    """Is there a tmux server on our socket? With `wait`, one has just been started: wait until it answers."""
+    """Is there a tmux server on our socket? With `wait`, one has just been started: wait until it answers.
+
+    `server` is one that ought to be: it gets its socket back, should somebody have removed it.
+    """
 
     answer = ServerFound
     timeout = 15.0
     kind: Literal["find-server"] = "find-server"
     wait: bool
+    server: Pid | None = None
 
 
 class Swept(Answer):
@@ -85,11 +89,16 @@ class Swept(Answer):
 
 
 class Sweep(Request[Swept]):
-    """End all agents that an earlier supervisor has left on a server that is not ours, and make it behave as ours."""
+    """Make the server behave as ours, and end what bears an agent's mark there and is not known.
+
+    `known` has the agents that there are, and the process of each that runs. Of these what else lives in panes with
+    their marks is ended; of others the sessions are removed too.
+    """
 
     answer = Swept
     timeout = 30.0
     kind: Literal["sweep"] = "sweep"
+    known: dict[AgentName, Pid | None]
 
 
 class Finding(Message):
@@ -160,8 +169,8 @@ class Prepare(Request[Prepared]):
         dry_run: bool = False,
         consult: bool = False,
     ) -> Prepare:
-        # When and how long is the supervisor's business alone; and JSON has no infinity.
-        declared = agent.model_dump(mode="json", exclude={"restart", "stop_timeout_sec"})
+        # When, how long and how much is the supervisor's business alone; and JSON has no infinity.
+        declared = agent.model_dump(mode="json", exclude={"restart", "resources", "stop_timeout_sec"})
         return cls(
             agent=declared,
             settings=settings.model_dump(mode="json"),

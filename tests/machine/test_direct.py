@@ -121,24 +121,42 @@ def test_root_without_systemd(machine: Machine, pet: str) -> None:
     assert machine.processes(pet) == {}, "the whole tree of each agent, workers and tmux servers"
 
 
-def test_a_killed_supervisor_leaves_agents_that_the_next_one_ends(machine: Machine, pet: str) -> None:
-    with foreground(machine, *WITHOUT_SYSTEMD, config=agents(pet)) as first:
+def test_a_killed_supervisor_leaves_agents_that_the_next_one_adopts(machine: Machine, pet: str) -> None:
+    # Found by nothing but their descent: another session, and nothing in their environment.
+    config = agents(pet).replace("setsid sleep infinity &", "(setsid env -i sleep infinity &);")
+    with foreground(machine, *WITHOUT_SYSTEMD, config=config) as first:
         first.wait_for("supervisor_ready")
-        left = next(e["pid"] for e in first.entries if e["event"] == "agent_started" and e["agent"] == "calm")
+        left = {e["agent"]: e["pid"] for e in first.entries if e["event"] == "agent_started"}
         stop(machine, signal.SIGKILL)
         first.process.wait(TIMEOUT_SEC)
-    assert left in machine.processes(pet)
-    with foreground(machine, *WITHOUT_SYSTEMD, config=agents(pet)) as second:
-        second.wait_for("tmux_server_shared")
+    assert left["calm"] in machine.processes(pet)
+    with foreground(machine, *WITHOUT_SYSTEMD, config=config) as second:
         second.wait_for("supervisor_ready")
-        swept = {e["agent"] for e in second.entries if e["event"] == "agent_swept"}
-        assert {"calm", "stubborn"} <= swept
-        running = machine.processes(pet)
-        assert left not in running
-        assert list(running.values()).count("/bin/sleep infinity ") == 1, "no agent runs twice"
+        adopted = {e["agent"]: e["pid"] for e in second.entries if e["event"] == "agent_adopted"}
+        assert (adopted["calm"], adopted["stubborn"]) == (left["calm"], left["stubborn"])
+        assert not [e for e in second.entries if e["event"] == "tmux_server_shared"], "it is known to be ours"
         stop(machine, signal.SIGINT)
         second.wait_for("supervisor_stopped")
+    # The orphan was made under the first supervisor, and has become init's when that was killed.
     machine.run("pkill", "-KILL", "-u", pet, check=False)
+
+
+def test_orphans_end_with_the_supervisor_that_took_them_in(machine: Machine, pet: str) -> None:
+    config = agents(pet).replace("setsid sleep infinity &", "(setsid env -i sleep infinity &);")
+    with foreground(machine, *WITHOUT_SYSTEMD, config=config) as supervisor:
+        supervisor.wait_for("supervisor_ready")
+        stop(machine, signal.SIGTERM)
+        supervisor.wait_for("supervisor_stopped")
+    assert machine.processes(pet) == {}
+
+
+def test_limits_that_nothing_can_hold_are_said_to_be_none(machine: Machine, pet: str) -> None:
+    config = agents(pet) + "[agents.calm.resources]\ntasks_max = 10\n"
+    with foreground(machine, *WITHOUT_SYSTEMD, config=config) as supervisor:
+        warned = supervisor.wait_for("agent_warning", lambda entry: entry["key"] == "agents.calm.resources")
+        assert "systemd" in warned["problem"]
+        stop(machine, signal.SIGTERM)
+        supervisor.wait_for("supervisor_stopped")
 
 
 def test_a_second_signal_stops_waiting(machine: Machine, pet: str) -> None:
@@ -197,7 +215,7 @@ def test_an_ordinary_users_own_service(machine: Machine) -> None:
     machine.run("systemctl", "--user", "start", "forge-supervisor", user="owner", env=env)
     started = machine.wait_for("EVENT=agent_started", "AGENT=calm", f"_UID={uid}", until=bool)
     cgroup = Path(f"/proc/{machine.leader}/root/proc/{started['PID']}/cgroup").read_text()
-    assert cgroup.strip().endswith("/forge.slice/forge-tmux-owner.service")
+    assert cgroup.strip().endswith("/forge.slice/forge-agent-calm.scope")
     machine.run("systemctl", "--user", "stop", "forge-supervisor", user="owner", env=env)
     left = "".join(machine.processes("owner").values())
     machine.run("loginctl", "disable-linger", "owner")

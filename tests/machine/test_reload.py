@@ -102,7 +102,7 @@ def test_another_socket_name_waits_for_a_restart(service: Machine) -> None:
     service.write(CONFIG, 'socket_name = "other"\n' + DEFAULTS + agent("same", 1001) + agent("new", 1005))
     service.run("systemctl", "reload", "forge-supervisor")
     warning = service.wait_for("EVENT=config_warning", "KEY=socket_name", until=bool)
-    assert 'stays "forge" until the supervisor is restarted' in warning["MESSAGE"]
+    assert 'stays "forge" until the supervisor, and with it every agent, is stopped' in warning["MESSAGE"]
     service.wait_for("EVENT=agent_started", "AGENT=new", until=lambda e: int(e["PID"]) in sleeping(service).values())
     sessions = service.run("tmux", "-L", "forge", "list-sessions", "-F", "#S", user="loader").stdout.split()
     assert sorted(sessions) == ["agent-new", "agent-same"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from pydantic import TypeAdapter
 
 from forge_supervisor import events
-from forge_supervisor.agent import AT_REST, Lifecycle, State
+from forge_supervisor.agent import AT_REST, Lifecycle, Memory, State
 from forge_supervisor.config import Agent, Problem
 from forge_supervisor.policy import Exit, Result
 
@@ -63,6 +65,9 @@ class FakeRunner:
 
     def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
         self.asked.append("launch")
+
+    def resume(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
+        self.asked.append("resume")
 
     def terminate(self) -> None:
         self.asked.append("terminate")
@@ -394,67 +399,177 @@ def test_restart_rules_that_come_while_a_replacement_is_due_are_the_replacements
     assert (desk.life.agent.env, desk.life.agent.restart.policy) == ({"A": "1"}, "no")
 
 
+MEMORY = TypeAdapter(Memory)
+
+
+def successor(desk: Desk, *, alive: bool) -> Desk:
+    """Have another supervisor go on where this one stood, knowing no more than what could be written down."""
+    for _, _, timer in desk.clock.timers:
+        timer.cancel()
+    memory = MEMORY.validate_json(MEMORY.dump_json(desk.life.memory()))
+    other = Desk(stop_exit_status=desk.life.stop_exit_status)
+    other.clock = desk.clock
+    other.life = Lifecycle(desk.life.agent, other.runner, clock=desk.clock, emit=other.events.append)
+    other.life.resume(memory)
+    if alive:
+        other.life.found()
+    return other
+
+
+def test_another_supervisor_goes_on_with_a_session_that_runs() -> None:
+    desk = Desk()
+    desk.run()
+    desk.clock.advance(60)
+    other = successor(desk, alive=True)
+    assert (other.state(), other.runner.asked) == (State.RUNNING, ["resume"])
+    adopted = other.last(events.AgentAdopted)
+    assert (adopted.pid, adopted.invocation, adopted.uptime_sec) == (4711, desk.life.invocation, 60)
+    other.end(Exit(code=3))
+    exited = other.last(events.AgentExited)
+    assert (exited.exit_code, exited.uptime_sec, exited.pid) == (3, 60, 4711)
+
+
+def test_another_supervisor_waits_for_what_is_left_of_a_delay() -> None:
+    desk = Desk(restart={"delay_sec": 10})
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.clock.advance(7)
+    other = successor(desk, alive=False)
+    desk.clock.advance(2.9)
+    assert other.state() is State.AUTO_RESTART
+    desk.clock.advance(0.2)
+    assert (other.state(), other.life.n_restarts) == (State.STARTING, 1)
+
+
+def test_a_delay_that_has_passed_meanwhile_is_over() -> None:
+    desk = Desk()
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.clock.now += 1000
+    other = successor(desk, alive=False)
+    desk.clock.advance(0)
+    assert other.state() is State.STARTING
+
+
+def test_another_supervisor_goes_on_with_a_stop_and_its_deadline() -> None:
+    desk = Desk(stop_timeout_sec=30)
+    desk.run()
+    desk.life.stop()
+    desk.clock.advance(20)
+    other = successor(desk, alive=True)
+    assert other.runner.asked == ["resume", "terminate"]
+    desk.clock.advance(10)
+    assert other.runner.asked == ["resume", "terminate", "kill"]
+    other.end(Exit(signal=9))
+    assert (other.state(), other.life.result) == (State.FAILED, Result.TIMEOUT)
+    assert other.last(events.AgentExited).next == "stopped as requested"
+
+
+def test_the_start_limit_outlives_the_supervisor() -> None:
+    desk = Desk()
+    for _ in range(3):
+        desk.run()
+        desk.end(Exit(code=0))
+    other = successor(desk, alive=False)
+    assert other.state() is State.INACTIVE, "nobody has asked for a start"
+    other.life.start()
+    assert (other.state(), other.life.start_limit_hit) == (State.FAILED, True)
+
+
+def test_whatever_is_done_is_known_before_it_is_done() -> None:
+    """A supervisor that is killed right after a signal, or a launch, has written down why."""
+    desk = Desk()
+    known: list[Memory] = []
+    desk.life.changed = lambda: known.append(desk.life.memory())
+
+    def seen(what: str) -> Callable[..., None]:
+        return lambda *_: at.append((what, known[-1]))
+
+    at: list[tuple[str, Memory]] = []
+    for method in ("launch", "terminate", "kill"):
+        setattr(desk.runner, method, seen(method))
+    desk.run()
+    desk.life.stop()
+    desk.clock.advance(30)
+    (_, launch), (_, terminate), (_, kill) = at
+    assert (launch.state, launch.launching, launch.window[1]) == (State.STARTING, True, 1)
+    assert (terminate.state, terminate.stop_requested) == (State.STOPPING, True)
+    assert kill.stop_timed_out
+    assert known[-1] == desk.life.memory()
+
+
 class Anything(RuleBasedStateMachine):
-    """Whatever happens in whatever order: no transition is refused, no timer is left behind, no agent runs twice."""
+    """Whatever happens in whatever order: no transition is refused, no timer is left behind, no agent runs twice.
+
+    And it makes no difference whether one supervisor sees it all, or one after the other: the twin has only one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(stop_timeout_sec=3, restart={"delay_sec": 1, "limit_interval_sec": 10})
-        self.launched = 0
-        self.alive = self.dying = False
+        rules: dict[str, Any] = {"stop_timeout_sec": 3, "restart": {"delay_sec": 1, "limit_interval_sec": 10}}
+        self.desk, self.twin = Desk(**rules), Desk(**rules)
+        self.launching = self.alive = self.dying = False
 
-    @property
-    def launching(self) -> bool:
-        return self.desk.launches > self.launched
+    def tell(self, what: Callable[[Lifecycle], None]) -> None:
+        for desk in (self.desk, self.twin):
+            before = desk.launches
+            what(desk.life)
+            self.launching |= desk.launches > before
 
     @rule()
     def start(self) -> None:
-        self.desk.life.start()
+        self.tell(Lifecycle.start)
 
     @rule()
     def stop(self) -> None:
-        self.desk.life.stop()
+        self.tell(Lifecycle.stop)
 
     @rule()
     def restart(self) -> None:
-        self.desk.life.restart()
+        self.tell(Lifecycle.restart)
 
     @rule()
     def reset_failed(self) -> None:
-        self.desk.life.reset_failed()
+        self.tell(Lifecycle.reset_failed)
 
     @rule()
     def hurry(self) -> None:
-        self.desk.life.kill()
+        self.tell(Lifecycle.kill)
 
     @rule(seconds=st.floats(0, 20))
     def advance(self, seconds: float) -> None:
-        self.desk.clock.advance(seconds)
+        for desk in (self.desk, self.twin):
+            before = desk.launches
+            desk.clock.advance(seconds)
+            self.launching |= desk.launches > before
+
+    @rule()
+    def succeed(self) -> None:
+        self.desk = successor(self.desk, alive=self.alive)
 
     @precondition(lambda self: self.launching)
     @rule()
     def launch(self) -> None:
-        self.launched += 1
-        self.alive = True
-        self.desk.life.launched(4711)
+        self.launching, self.alive = False, True
+        self.tell(lambda life: life.launched(4711))
 
     @precondition(lambda self: self.launching)
     @rule()
     def fail(self) -> None:
-        self.launched += 1
-        self.desk.life.launch_failed(Problem(key="", text="no"))
+        self.launching = False
+        self.tell(lambda life: life.launch_failed(Problem(key="", text="no")))
 
     @precondition(lambda self: self.alive)
     @rule()
     def die(self) -> None:
         self.alive, self.dying = False, True
-        self.desk.life.died()
+        self.tell(Lifecycle.died)
 
     @precondition(lambda self: self.dying)
     @rule(exit_=st.sampled_from([Exit(code=0), Exit(code=1), Exit(signal=9), Exit(lost=True)]))
     def report(self, exit_: Exit) -> None:
         self.dying = False
-        self.desk.life.exited(exit_)
+        self.tell(lambda life: life.exited(exit_))
 
     @invariant()
     def state_is_true(self) -> None:
@@ -467,6 +582,11 @@ class Anything(RuleBasedStateMachine):
             assert self.desk.clock.pending == 0
         if state is State.AUTO_RESTART:
             assert self.desk.clock.pending == 1
+
+    @invariant()
+    def successors_make_no_difference(self) -> None:
+        ours, theirs = (dataclasses.replace(desk.life.memory(), invocation="") for desk in (self.desk, self.twin))
+        assert ours == theirs
 
 
 TestAnything = Anything.TestCase

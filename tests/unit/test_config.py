@@ -746,7 +746,7 @@ def test_the_example_can_be_loaded(tmp_path: Path, text: str) -> None:
 def test_the_example_holds_every_key() -> None:
     text = EXAMPLE.read_text()
     tables = {
-        *("agents", "defaults", "harnesses", "restart", "env", "permissions", "secrets"),
+        *("agents", "defaults", "harnesses", "restart", "env", "permissions", "resources", "secrets"),
         *("discord", "bots", "access", "channels"),
     }
     for key, _ in properties():

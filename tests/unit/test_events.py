@@ -121,7 +121,36 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         "error",
         "the configuration was not reloaded, the last good one stays in force: x.toml: agents: what is this?",
     ),
-    (events.SupervisorStopping(reason="SIGTERM"), "supervisor_stopping", "info", "stopping on SIGTERM"),
+    (
+        events.SupervisorStopping(reason="SIGTERM", leaves_agents=False),
+        "supervisor_stopping",
+        "info",
+        "stopping on SIGTERM",
+    ),
+    (
+        events.SupervisorStopping(reason="SIGTERM", leaves_agents=True),
+        "supervisor_stopping",
+        "info",
+        "stopping on SIGTERM, agents run on",
+    ),
+    (
+        events.AgentAdopted(
+            agent="scout", run_as="team", pid=7, invocation="c0ffee", uptime_sec=60.04, n_restarts=2
+        ),
+        "agent_adopted",
+        "info",
+        "scout runs on as team (pid 7, up 60 s)",
+    ),
+    (
+        events.WithoutSystemd(),
+        "without_systemd",
+        "warning",
+        (
+            "no systemd: agents have no limits, what they leave behind is ended as far as it is found, "
+            "and they outlive a supervisor only if that is killed"
+        ),
+    ),
+    (events.StateProblem(problem="no space"), "state_problem", "error", "no space"),
     (events.SupervisorStopped(), "supervisor_stopped", "info", "stopped"),
     (
         events.TmuxServerStarted(run_as="team", pid=7),
@@ -139,7 +168,7 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         events.AgentSwept(**WHO),
         "agent_swept",
         "warning",
-        "scout was left by an earlier supervisor and has been ended",
+        "a process of scout that nobody knew of has been ended",
     ),
     (
         events.TmuxServerLost(run_as="team", pid=7),
@@ -172,6 +201,9 @@ def test_fields_are_an_interface() -> None:
         "agent_restarting": agent | {"delay_sec", "n_restarts"},
         "agent_failed": agent | {"result", "start_limit_hit", "n_restarts", "limit_burst", "limit_interval_sec"},
         "agent_swept": agent,
+        "agent_adopted": run | {"uptime_sec"},
+        "state_problem": {"problem"},
+        "without_systemd": set(),
         "tmux_server_shared": {"run_as", "pid"},
         "agent_stopped": agent | {"result", "n_restarts"},
         "agent_warning": agent | {"key", "problem"},
@@ -181,7 +213,7 @@ def test_fields_are_an_interface() -> None:
         "supervisor_ready": {"running", "failed"},
         "supervisor_reloaded": {"agents"},
         "supervisor_reload_failed": {"problem"},
-        "supervisor_stopping": {"reason"},
+        "supervisor_stopping": {"reason", "leaves_agents"},
         "supervisor_stopped": set(),
         "tmux_server_started": {"run_as", "pid"},
         "tmux_server_lost": {"run_as", "pid"},

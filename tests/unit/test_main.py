@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor import __version__, main, units
+from forge_supervisor import __version__, main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,27 +47,13 @@ def test_check_tells_every_problem_in_a_line(broken: Path, capsys: pytest.Captur
     assert set(keys) >= {"colour", "agents.UPPER"}
 
 
-@pytest.fixture
-def no_leftovers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keeps the tests from a supervisor that runs on this machine; what would be ended is noted."""
-    asked: list[str] = []
-
-    class Nowhere(units.DirectPlacement):
-        async def discard(self) -> None:
-            asked.append("discard")
-
-    monkeypatch.setattr(units, "detect", Nowhere)
-    return asked
-
-
 def test_a_broken_config_is_an_event_a_problem_and_exit_code_78(
-    broken: Path, capfd: pytest.CaptureFixture[str], no_leftovers: list[str]
+    broken: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main.run(["--config", str(broken), "--log-format", "json"]) == 78
     told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert {(line["event"], line["level"], line["file"]) for line in told} == {("config_error", "error", str(broken))}
     assert {line["key"] for line in told} >= {"colour", "agents.UPPER"}
-    assert no_leftovers == ["discard"]
 
 
 def test_settings_of_a_harness_that_is_not_there_are_warned_of(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor.manager import Manager, ManagerError
+from forge_supervisor.units.manager import Manager, ManagerError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,9 @@ import dataclasses
 import os
 import pwd
 import signal
+import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,16 +19,22 @@ from forge_supervisor import events, session, units
 from forge_supervisor.agent import Lifecycle, State
 from forge_supervisor.config import Agent, HarnessSettings, Library
 from forge_supervisor.declared import Declared
-from forge_supervisor.handshake import Handshake, LaunchError
-from forge_supervisor.pidfd import Pidfd
+from forge_supervisor.handshake import SCRIPT, Handshake, LaunchError
+from forge_supervisor.launch import GAVE_UP
+from forge_supervisor.pidfd import Pidfd, birth
 from forge_supervisor.policy import Exit, Result
-from forge_supervisor.session import Session, SessionRunner
+from forge_supervisor.runner import SessionRunner
+from forge_supervisor.saved import SavedSession
+from forge_supervisor.session import Session
+from forge_supervisor.units import Cleared
 from forge_supervisor.worker.client import WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import Collect, Collected, Finding, Open, Opened, Prepare, Prepared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
+
+    from forge_supervisor.config_resources import Resources
 
 AGENT = Agent.model_validate({"name": "scout", "run_as": "team", "harness": "command", "command": ("x",)})
 GONE: dict[str, Any] = {"screen": [], "terminated": 0, "killed": 0, "left": 0}
@@ -41,6 +49,7 @@ class FakeRealm:
 
     def __init__(self, *argv: str) -> None:
         self.user = units.lookup(pwd.getpwuid(os.getuid()).pw_name)
+        self.placement: units.Placement = units.DirectPlacement()
         self.tmux = subprocess.Popen(["/bin/sleep", "infinity"])
         self.argv = argv
         self.cwd = "/"
@@ -115,7 +124,7 @@ async def stage(directory: Path, *argv: str) -> AsyncIterator[Stage]:
         await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
 
 
-async def whole(run: Session) -> tuple[Exit, list[str]]:
+async def whole(run: Session) -> tuple[Exit, list[str], bool]:
     await run.launch()
     await asyncio.wait_for(run.death(), 20)
     try:
@@ -126,11 +135,11 @@ async def whole(run: Session) -> tuple[Exit, list[str]]:
 
 @pytest.mark.parametrize("code", [0, 1, 143, 255])
 def test_a_session_from_launch_to_exit(tmp_path: Path, code: int) -> None:
-    async def scenario() -> tuple[tuple[Exit, list[str]], list[str]]:
+    async def scenario() -> tuple[tuple[Exit, list[str], bool], list[str]]:
         async with stage(tmp_path, "/bin/sh", "-c", f"exit {code}") as s:
             return await whole(s.session()), s.warnings
 
-    (exit_, screen), warnings = asyncio.run(scenario())
+    (exit_, screen, _), warnings = asyncio.run(scenario())
     assert (exit_, screen) == (Exit(code=code), ["last words"])
     assert warnings == ["scout: a note"]
 
@@ -257,7 +266,7 @@ def test_who_outlives_the_tmux_server_is_ended(tmp_path: Path, monkeypatch: pyte
             s.realm.tmux.kill()
             s.realm.tmux.wait()
             await asyncio.wait_for(run.death(), 20)
-            exit_, _ = await run.collect()
+            exit_, *_ = await run.collect()
             run.close()
             return exit_
 
@@ -308,3 +317,171 @@ def test_the_harness_does_not_start_where_its_plan_says_it_cannot(tmp_path: Path
     assert asyncio.run(scenario()).problem.text == "cannot run /no/such/program: No such file or directory"
 
 
+
+
+def saved_of(stage_: Stage, pid: int, born: int | None = None) -> SavedSession:
+    server = stage_.realm.tmux.pid
+    return SavedSession(
+        uid=os.getuid(),
+        pid=pid,
+        born=birth(pid) if born is None else born,
+        pane="%0",
+        server=server,
+        server_born=birth(server),
+    )
+
+
+def test_another_supervisor_watches_what_this_one_has_launched(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Exit, int]:
+        async with stage(tmp_path, "/bin/sleep", "infinity") as s:
+            first = s.session()
+            pid = await first.launch()
+            second = s.session()
+            assert first.saved is not None
+            assert second.adopt(first.saved)
+            assert not await second.interrupted()
+            second.terminate()
+            await asyncio.wait_for(second.death(), 20)
+            exit_, *_ = await second.collect()
+            first.close()
+            second.close()
+            return exit_, pid
+
+    exit_, pid = asyncio.run(scenario())
+    assert (exit_, pid > 1) == (Exit(signal=signal.SIGTERM), True)
+
+
+def test_a_process_that_has_got_the_pid_of_an_agent_is_not_the_agent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.pane = start(["/bin/sleep", "infinity"])
+            later = s.session()
+            assert not later.adopt(saved_of(s, s.realm.pane.pid, born=birth(s.realm.pane.pid) - 1))
+            await asyncio.wait_for(later.death(), 5)
+            later.terminate()
+            later.kill()
+            await asyncio.sleep(0.05)
+            assert s.realm.pane.poll() is None
+            later.close()
+
+    asyncio.run(scenario())
+
+
+def shim(directory: Path) -> list[str]:
+    return [sys.executable, "-I", "-S", SCRIPT, str(directory / "nobody.sock"), "id"]
+
+
+def test_a_launch_whose_supervisor_has_died_comes_to_nothing(tmp_path: Path) -> None:
+    async def scenario() -> bool:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.pane = start(shim(tmp_path))
+            later = s.session()
+            later.adopt(saved_of(s, s.realm.pane.pid))
+            interrupted = await asyncio.wait_for(later.interrupted(), 10)
+            assert s.realm.pane.returncode == GAVE_UP
+            later.close()
+            return interrupted
+
+    assert asyncio.run(scenario())
+
+
+def test_a_launch_that_hangs_without_its_supervisor_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "LAUNCH_GRACE", 0.2)
+
+    async def scenario() -> tuple[bool, int | None]:
+        async with stage(tmp_path, "/bin/true") as s:
+            with socket.socket(socket.AF_UNIX) as deaf:
+                deaf.bind(str(tmp_path / "nobody.sock"))
+                deaf.listen()
+                s.realm.pane = start(shim(tmp_path))
+                later = s.session()
+                later.adopt(saved_of(s, s.realm.pane.pid))
+                interrupted = await asyncio.wait_for(later.interrupted(), 10)
+                later.close()
+            return interrupted, s.realm.pane.returncode
+
+    assert asyncio.run(scenario()) == (True, -signal.SIGKILL)
+
+
+def test_a_harness_that_ran_and_ended_while_nobody_watched_is_told_with_its_exit(tmp_path: Path) -> None:
+    async def scenario() -> tuple[bool, Exit]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.pane = start(["/bin/sh", "-c", "exit 3"])
+            left = saved_of(s, s.realm.pane.pid)
+            s.realm.pane.wait()
+            later = s.session()
+            assert not later.adopt(left)
+            interrupted = await later.interrupted()
+            exit_, *_ = await later.collect()
+            assert s.realm.collected == 1, "asked once, as the next one would be told the same of a pane in use again"
+            later.close()
+            return interrupted, exit_
+
+    assert asyncio.run(scenario()) == (False, Exit(code=3))
+
+
+def test_a_session_without_a_user_is_lost_and_no_fault(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Exit, list[str]]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.trouble = [LaunchError("run_as", "no such user")]
+            exit_, *_ = await whole(s.session())
+            return exit_, s.warnings
+
+    exit_, warnings = asyncio.run(scenario())
+    assert exit_ == Exit(lost=True)
+    assert warnings[-1] == "scout: its exit status cannot be known: no such user"
+
+
+class FakeScope:
+    def __init__(self, cleared: Cleared) -> None:
+        self.cleared = cleared
+        self.limited: list[Resources] = []
+
+    def limit(self, resources: Resources) -> None:
+        self.limited.append(resources)
+
+    async def end(self, _grace: float) -> Cleared:
+        return self.cleared
+
+
+class Scopes(units.DirectPlacement):
+    """Gives `scope`, or none."""
+
+    holds = True
+
+    def __init__(self, scope: FakeScope | None) -> None:
+        super().__init__()
+        self.made = scope
+
+    async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> units.Scope:
+        if self.made is None:
+            raise units.PlacementError("forge-agent-scout.scope cannot be made: no")
+        return self.made
+
+
+def test_what_only_the_scope_has_found_is_told(tmp_path: Path) -> None:
+    async def scenario() -> tuple[bool, list[events.Event]]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.placement = Scopes(FakeScope(Cleared(2, 1, oom_killed=True)))
+            _, _, oom_killed = await whole(s.session())
+            return oom_killed, s.events
+
+    oom_killed, told = asyncio.run(scenario())
+    assert oom_killed
+    cleared = [event for event in told if isinstance(event, events.LeftoversCleared)]
+    assert [(event.terminated, event.killed) for event in cleared] == [(2, 1)]
+
+
+def test_an_agent_without_its_scope_does_not_get_to_run(tmp_path: Path) -> None:
+    async def scenario() -> tuple[str, int]:
+        async with stage(tmp_path, "/usr/bin/touch", str(tmp_path / "ran")) as s:
+            s.realm.placement = Scopes(None)
+            with pytest.raises(LaunchError) as failure:
+                await s.session().launch()
+            assert s.realm.pane is not None
+            return str(failure.value), await asyncio.to_thread(s.realm.pane.wait, 10)
+
+    said, code = asyncio.run(scenario())
+    assert said == "forge-agent-scout.scope cannot be made: no"
+    assert code in {GAVE_UP, -signal.SIGKILL}
+    assert not (tmp_path / "ran").exists()

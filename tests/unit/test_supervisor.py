@@ -10,24 +10,31 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forge_supervisor import events, supervisor
+from forge_supervisor.agent import State
 from forge_supervisor.config import Agent, Config, HarnessSettings, Library
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Exit
+from forge_supervisor.saved import Saved, SavedSession, Store
 from forge_supervisor.supervisor import Supervisor
 from forge_supervisor.units import DirectPlacement
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
+    from forge_supervisor.config_resources import Resources
     from forge_supervisor.declared import Declared
 
 
 class FakeSession:
     """Runs until it is told to end; `obstinate` ones end on SIGKILL only."""
 
-    def __init__(self, declared: Declared, _invocation: str, **_: Any) -> None:
+    def __init__(self, declared: Declared, _invocation: str, *, noted: Callable[[], None], **_: Any) -> None:
+        self.noted = noted
         self.declared = declared
         self.agent = agent = declared.agent
+        self.saved: SavedSession | None = None
+        self.limited: Resources | None = None
         self.slowness = 50 + 5 * int(agent.name[1:]) if agent.model == "crasher" else 1
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -37,11 +44,20 @@ class FakeSession:
         if self.agent.model == "broken":
             raise LaunchError("model", "is broken")
 
+    def adopt(self, saved: SavedSession) -> bool:
+        self.saved = saved
+        return True
+
+    async def interrupted(self) -> bool:
+        return self.saved is None
+
     async def launch(self) -> int:
         if self.agent.model == "broken":
             raise LaunchError("model", "is broken")
         for _ in range(self.slowness):
             await asyncio.sleep(0)
+        self.saved = SavedSession(uid=1000, pid=4711, born=1, pane="%0", server=1, server_born=1)
+        self.noted()
         if self.agent.model == "crasher":
             self.end(Exit(code=1))
         return 4711
@@ -49,8 +65,8 @@ class FakeSession:
     async def death(self) -> None:
         await asyncio.shield(self.ended)
 
-    async def collect(self) -> tuple[Exit, list[str]]:
-        return self.ended.result(), []
+    async def collect(self) -> tuple[Exit, list[str], bool]:
+        return self.ended.result(), [], False
 
     def terminate(self) -> None:
         if self.agent.model != "obstinate":
@@ -64,18 +80,31 @@ class FakeSession:
             self.ended.set_result(exit_)
 
     def close(self) -> None:
-        pass
+        self.saved = None
+
+    def limit(self, resources: Resources) -> None:
+        self.limited = resources
+
+
+class Scopeless(DirectPlacement):
+    """Has no processes of its own."""
+
+    async def find(self, name: str, user: Any) -> None:
+        return None
 
 
 class Bench:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, store: Store) -> None:
+        self.store = store
         self.sessions: dict[str, list[FakeSession]] = {}
         self.events: list[events.Event] = []
+        self.monkeypatch: pytest.MonkeyPatch
         nothing: Any = None
         self.supervisor = Supervisor(
             config,
-            placement=DirectPlacement(),
+            placement=Scopeless(),
             handshake=nothing,
+            store=store,
             emit=self.events.append,
             conceal=lambda *_: None,
             changed=lambda: None,
@@ -86,6 +115,20 @@ class Bench:
         if invocation:  # the others are only examined
             self.sessions.setdefault(declared.agent.name, []).append(made)
         return made
+
+    async def successor(self, config: Config) -> Bench:
+        """Have this one leave, and the next one start."""
+        await self.supervisor.leave()
+        other = Bench(config, self.store)
+        self.monkeypatch.setattr(supervisor, "Session", other.make)
+        other.monkeypatch = self.monkeypatch
+        await other.supervisor.start(self.saved())
+        return other
+
+    def saved(self) -> dict[str, Saved]:
+        saved, problems = self.store.load()
+        assert problems == []
+        return saved
 
     def names(self) -> list[tuple[str, str]]:
         return [(event.name, getattr(event, "agent", "")) for event in self.events]
@@ -105,14 +148,18 @@ def config(harnesses: dict[str, HarnessSettings] | None = None, **agents: dict[s
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config, Callable[[Bench], Awaitable[None]]], Bench]:
+def play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Config, Callable[[Bench], Awaitable[None]]], Bench]:
     def run(first: Config, scene: Callable[[Bench], Awaitable[None]]) -> Bench:
         async def scenario() -> Bench:
-            bench = Bench(first)
+            bench = Bench(first, Store(tmp_path))
+            bench.monkeypatch = monkeypatch
             monkeypatch.setattr(supervisor, "Session", bench.make)
+            monkeypatch.setattr(Supervisor, "_find_server", lambda *_: asyncio.sleep(0))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(10):
-                    await bench.supervisor.start()
+                    await bench.supervisor.start({})
                     await scene(bench)
                     return bench
             raise AssertionError(bench.supervisor.status())
@@ -315,3 +362,107 @@ def test_a_failed_agent_that_was_not_changed_stays_failed(play: Play) -> None:
         assert bench.supervisor.status() == "1 failed: a (resources)"
 
     play(declared, scene)
+
+
+def test_the_next_supervisor_goes_on_where_this_one_stood(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["failed"][0].end(Exit(code=1))
+        bench.sessions["done"][0].end(Exit(code=0))
+        bench.sessions["waits"][0].end(Exit(code=1))
+        status = "1 running, 1 auto-restart: waits (exit code 1), 1 inactive, 1 failed: failed (exit code 1)"
+        await bench.until(status)
+        other = await bench.successor(declared)
+        assert other.supervisor.status() == status
+        assert ("agent_adopted", "runs") in other.names()
+        assert set(other.sessions) == {"runs"}
+        other.sessions["runs"][0].end(Exit(signal=9))
+        await other.until(status.replace("1 running, 1 auto-restart: ", "2 auto-restart: runs (signal 9 (SIGKILL)), "))
+
+    declared = config(failed={"restart": {"policy": "no"}}, done={}, waits={}, runs={})
+    play(declared, scene)
+
+
+def test_the_next_supervisor_makes_its_configuration_true(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        same, changed, tuned, gone = (bench.sessions[name][0] for name in ("same", "changed", "tuned", "gone"))
+        other = await bench.successor(
+            config(same={}, changed={"command": ("y",)}, tuned={"resources": {"tasks_max": 5}}, new={})
+        )
+        await other.until("4 running")
+        assert [len(other.sessions[name]) for name in ("same", "changed", "tuned", "gone", "new")] == [1, 2, 1, 1, 1]
+        assert not (same.ended.done() or changed.ended.done() or tuned.ended.done() or gone.ended.done())
+        limited = other.sessions["tuned"][0].limited
+        assert limited is not None
+        assert limited.tasks_max == 5
+        assert set(other.saved()) == {"same", "changed", "tuned", "new"}
+
+    play(config(same={}, changed={}, tuned={}, gone={}), scene)
+
+
+def test_an_agent_of_another_user_is_another_agent(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        other = await bench.successor(config(a={"run_as": "somebody"}))
+        old, new = other.sessions["a"]
+        assert old.ended.done()
+        assert (old.agent.run_as, new.agent.run_as) == ("team", "somebody")
+
+    play(config(a={}), scene)
+
+
+def test_a_launch_that_another_supervisor_had_only_begun_is_begun_anew_and_not_counted(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        left = bench.saved()["a"]
+        begun = left.model_copy(
+            update={
+                "life": dataclasses.replace(left.life, state=State.STARTING, launching=True, alive=False, pid=None),
+                "session": None,
+            }
+        )
+        bench.store.write("a", begun)
+        await bench.supervisor.leave()
+        bench.store.write("a", begun)
+        other = Bench(declared, bench.store)
+        bench.monkeypatch.setattr(supervisor, "Session", other.make)
+        await other.supervisor.start(other.saved())
+        assert other.supervisor.status() == "1 running"
+        life = other.saved()["a"].life
+        assert (life.invocation, life.window[1]) == (left.life.invocation, 1)
+        assert len(other.sessions["a"]) == 2, "the one that came to nothing, and its successor"
+
+    declared = config(a={})
+    play(declared, scene)
+
+
+def test_a_socket_name_is_kept_as_long_as_agents_are_on_it(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        other = await bench.successor(dataclasses.replace(declared, socket_name="other"))
+        assert other.saved()["a"].socket_name == "forge"
+        assert 'stays "forge" until the supervisor' in "".join(event.sentence() for event in other.events)
+
+    declared = config(a={})
+    play(declared, scene)
+
+
+def test_after_a_stop_nothing_is_left_to_adopt(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        assert set(bench.saved()) == {"a", "b"}
+        await bench.supervisor.stop()
+        assert bench.saved() == {}
+
+    play(config(a={}, b={}), scene)
+
+
+def test_a_state_that_cannot_be_written_is_told_once_and_stops_nothing(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        bench.monkeypatch.setattr(bench.store, "write", full)
+        for name in ("a", "b"):
+            bench.sessions[name][0].end(Exit(code=0))
+        await bench.until("2 inactive")
+        problems = [event for event in bench.events if isinstance(event, events.StateProblem)]
+        assert len(problems) == 1
+        assert "No space left on device" in problems[0].problem
+
+    play(config(a={}, b={}), scene)

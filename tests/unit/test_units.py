@@ -11,7 +11,8 @@ import pytest
 from placement_cases import CASES, TIMEOUT
 
 from forge_supervisor import units
-from forge_supervisor.units import DirectPlacement, PlacementError, User
+from forge_supervisor.units import DirectPlacement, PlacementError, User, direct
+from forge_supervisor.units.properties import unit_name
 
 ROOT = os.geteuid() == 0
 SOMEBODY = "nobody" if ROOT else pwd.getpwuid(os.geteuid()).pw_name
@@ -20,7 +21,7 @@ SOMEBODY = "nobody" if ROOT else pwd.getpwuid(os.geteuid()).pw_name
 async def hold(case: str) -> None:
     placement = DirectPlacement()
     await CASES[case](placement, units.lookup(SOMEBODY))
-    await placement.close()
+    await placement.close(leave=False)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -64,7 +65,7 @@ class LogLines(logging.Handler):
 def test_what_a_child_writes_is_logged_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> list[str]:
         log = LogLines()
-        monkeypatch.setattr(units._log, "handlers", [log])
+        monkeypatch.setattr(direct._log, "handlers", [log])
         script = "echo out; echo err >&2; printf 'long%09000d\\n' 0; printf 'bad \\377 byte, no end'"
         placement = DirectPlacement()
         process = await placement.run(
@@ -75,7 +76,7 @@ def test_what_a_child_writes_is_logged_line_by_line(monkeypatch: pytest.MonkeyPa
             while not lines or "no end" not in lines[-1]:
                 lines.append(await log.lines.get())
         await process.stop(5)
-        await placement.close()
+        await placement.close(leave=False)
         return lines
 
     lines = [line.removeprefix(f"worker of {SOMEBODY}: ") for line in asyncio.run(run())]
@@ -94,7 +95,7 @@ def test_no_descriptor_of_our_terminal_reaches_a_child() -> None:
         process = await placement.run("worker", units.lookup(SOMEBODY), ["/bin/sleep", "1000"], env={})
         found = links(process.pid)
         await process.stop(5)
-        await placement.close()
+        await placement.close(leave=False)
         return found
 
     assert {link.partition(":")[0] for link in asyncio.run(run())} == {"/dev/null", "pipe"}
@@ -143,20 +144,22 @@ def test_no_such_user_says_how_to_make_one(name: str) -> None:
     ],
 )
 def test_unit_names_are_escaped(user: str, unit: str) -> None:
-    assert units.unit_name("tmux", user) == unit
+    assert unit_name("tmux", user) == unit
 
 
-async def detect() -> units.Placement:
-    return units.detect()
+async def detect(runtime: Path) -> units.Placement:
+    placement = units.detect(runtime)
+    await placement.close(leave=True)
+    return placement
 
 
 def test_without_a_systemd_that_answers_there_are_plain_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "private"
-    monkeypatch.setattr(units, "_manager_path", lambda: str(path))
-    assert isinstance(asyncio.run(detect()), DirectPlacement)
+    monkeypatch.setattr(units, "manager_path", lambda: str(path))
+    assert isinstance(asyncio.run(detect(tmp_path)), DirectPlacement)
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     assert path.exists()
-    assert isinstance(asyncio.run(detect()), DirectPlacement)
+    assert isinstance(asyncio.run(detect(tmp_path)), DirectPlacement)

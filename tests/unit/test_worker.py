@@ -64,7 +64,7 @@ async def worker(placement: DirectPlacement, env: Mapping[str, str]) -> AsyncIte
         yield running
     finally:
         await running.stop()
-        await placement.close()
+        await placement.close(leave=False)
         await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
 
 
@@ -177,7 +177,7 @@ def test_no_program_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         placement = DirectPlacement()
         with pytest.raises((OSError, units.PlacementError), match="/no/such/python"):
             await Worker.start(placement, ME, {})
-        await placement.close()
+        await placement.close(leave=False)
 
     asyncio.run(scenario())
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor import daemon
+from forge_supervisor import runtime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,27 +18,27 @@ def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_runtime_directory_is_where_the_unit_would_put_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert daemon.runtime_directory().name == "run"
+    assert runtime.runtime_directory().name == "run"
     monkeypatch.delenv("RUNTIME_DIRECTORY")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert str(daemon.runtime_directory()) == "/run/forge-supervisor"
+    assert str(runtime.runtime_directory()) == "/run/forge-supervisor"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
-    assert str(daemon.runtime_directory()) == "/run/user/1000/forge-supervisor"
+    assert str(runtime.runtime_directory()) == "/run/user/1000/forge-supervisor"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert str(daemon.runtime_directory()) == "/tmp/forge-supervisor-1000"
+    assert str(runtime.runtime_directory()) == "/tmp/forge-supervisor-1000"
 
 
 def test_a_second_supervisor_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     told = f"another forge-supervisor is running .pid {os.getpid()} holds"
-    with daemon.only_one(tmp_path / "run") as directory:
+    with runtime.only_one(tmp_path / "run") as directory:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o755
         with (
-            pytest.raises(daemon.UnusableRuntimeError, match=told),
-            daemon.only_one(tmp_path / "run"),
+            pytest.raises(runtime.UnusableRuntimeError, match=told),
+            runtime.only_one(tmp_path / "run"),
         ):
             pass
-    with daemon.only_one(tmp_path / "run"):
+    with runtime.only_one(tmp_path / "run"):
         pass
 
 
@@ -46,8 +46,8 @@ def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
     with (
-        pytest.raises(daemon.UnusableRuntimeError, match="is not a directory of this user"),
-        daemon.only_one(tmp_path / "run"),
+        pytest.raises(runtime.UnusableRuntimeError, match="is not a directory of this user"),
+        runtime.only_one(tmp_path / "run"),
     ):
         pass
     assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -10,16 +10,19 @@ in the event loop, and what takes longer is awaited by its signal. Names and typ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from pystemd.dbusexc import DBusBaseError, DBusNoSuchUnitError
 from pystemd.dbuslib import DBusAddress, apply_signature, path_encode
 from pystemd.systemd1 import Manager as SystemdManager
+from pystemd.systemd1.unit_signatures import KNOWN_UNIT_SIGNATURES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _DESTINATION = b"org.freedesktop.systemd1"
 _PATH = b"/org/freedesktop/systemd1"
@@ -28,6 +31,16 @@ _MANAGER = b"org.freedesktop.systemd1.Manager"
 _SERVICE = b"org.freedesktop.systemd1.Service"
 _UNIT = b"org.freedesktop.systemd1.Unit"
 _PROPERTIES = b"org.freedesktop.DBus.Properties"
+_SCOPE = b"org.freedesktop.systemd1.Scope"
+_JOB = b"org.freedesktop.systemd1.Job"
+
+# What pystemd 0.15.3 does not know yet.
+for _name, _signature in ((b"PIDs", b"au"), (b"OOMPolicy", b"s"), (b"CPUWeight", b"t"), (b"IOWeight", b"t")):
+    KNOWN_UNIT_SIGNATURES.setdefault(_name, _signature)
+
+
+_CHANGE = b"change"
+"""What is waited for of a unit, beside the end of a job: that it changes, or is unloaded."""
 
 
 class ManagerError(Exception):
@@ -77,12 +90,15 @@ class Manager:
         found = self._call(b"ListUnitsByPatterns", b"asas", [], [pattern.encode()])
         return [row[0].decode() for row in found]
 
-    def invocation(self, unit: str) -> bytes:
-        """Return the InvocationID, which tells a unit from earlier ones of its name; empty if it is not loaded."""
+    def invocation(self, unit: str) -> bytes | None:
+        """Return the InvocationID, which tells a unit from earlier ones of its name; None if none is loaded.
+
+        It is empty as long as the unit has not been started, be it that a job is queued for that.
+        """
         try:
             path: bytes = self._call(b"GetUnit", b"s", unit.encode())
         except NoSuchUnitError:
-            return b""
+            return None
         return bytes(self._get(path, _UNIT, b"InvocationID", b"ay") or b"")
 
     async def start_transient(self, unit: str, properties: Mapping[bytes, object], *, mode: str = "fail") -> str:
@@ -91,31 +107,68 @@ class Manager:
         `mode` is what systemctl calls --job-mode.
         """
         self._changes[_path_of(unit)] = {}
-        try:
+        with _undisturbed():
             job: bytes = SystemdManager(self._bus).StartTransientUnit(
                 _MANAGER, unit.encode(), mode.encode(), properties
             )
-        except DBusBaseError as error:
-            raise _told(error) from error
         return (await self._wait(b"JobRemoved", job)).decode()
 
     def changes(self, unit: str) -> Mapping[bytes, Any]:
         """Properties of a unit started here as they were last told; those of one that is gone cannot be asked for."""
         return self._changes[_path_of(unit)]
 
-    def kill(self, unit: str, whom: str, signal: int) -> None:
-        """Signal the ``main`` process of a unit, or ``all``. Raises NoSuchUnitError if it is gone."""
-        self._call(b"KillUnit", b"ssi", unit.encode(), whom.encode(), signal)
+    def set_properties(self, unit: str, properties: Mapping[bytes, object]) -> None:
+        """Change a unit until it ends."""
+        with _undisturbed():
+            SystemdManager(self._bus).SetUnitProperties(_MANAGER, unit.encode(), True, properties)
 
-    def queue_stop(self, unit: str) -> None:
-        """Have the unit stopped, whatever else is queued for it, at the latest when the supervisor has stopped."""
-        self._call(b"StopUnit", b"ss", unit.encode(), b"replace")
+    def count_processes(self, unit: str) -> int:
+        """Return how many processes a unit has; 0 if it is gone."""
+        try:
+            return len(self._call(b"GetUnitProcesses", b"s", unit.encode()))
+        except NoSuchUnitError:
+            return 0
 
-    async def removed(self, unit: str, invocation: bytes) -> None:
-        """Wait until that unit is gone, so that its name is free (or taken by another one)."""
+    def unit_of(self, pid: int) -> str:
+        """Name the unit that a process is in."""
+        path: bytes = self._call(b"GetUnitByPID", b"u", pid)
+        name: bytes = self._get(path, _UNIT, b"Id", b"s")
+        return name.decode()
+
+    def job(self, unit: str) -> str:
+        """Name the type of the job that is queued for a unit (``stop``, ``restart`` …); empty if there is none."""
+        number, path = self._get(_path_of(unit), _UNIT, b"Job", b"(uo)")
+        kind: bytes = self._get(path, _JOB, b"JobType", b"s") if number else b""
+        return kind.decode()
+
+    def abandon(self, scope: str) -> None:
+        """Leave what is in a scope alone."""
+        with _undisturbed():
+            self._bus.call_method(_DESTINATION, _path_of(scope), _SCOPE, b"Abandon", [])
+
+    def kill(self, unit: str, invocation: bytes | None, whom: str, number: int) -> None:
+        """Signal the ``main`` process of that unit, or ``all``. Raises NoSuchUnitError if it is gone."""
+        if self.invocation(unit) == invocation:
+            self._call(b"KillUnit", b"ssi", unit.encode(), whom.encode(), number)
+
+    def stop(self, unit: str) -> None:
+        """Have a unit stopped, whatever else is queued for it, and whatever else that would have to wait for."""
+        self._call(b"StopUnit", b"ss", unit.encode(), b"ignore-dependencies")
+
+    async def ended(self, unit: str, invocation: bytes | None) -> str:
+        """Wait until that unit is gone, so that its name is free (or taken by another one).
+
+        Returns its Result if it had failed; the memory of that is deleted.
+        """
+        result = b""
         # While it reloads its configuration the manager removes all units, and then has them again.
-        while self.invocation(unit) == invocation:
-            await self._wait(b"UnitRemoved", unit.encode())
+        while invocation is not None and self.invocation(unit) == invocation:
+            if self._get(_path_of(unit), _UNIT, b"ActiveState", b"s") == b"failed":
+                interface = _SCOPE if unit.endswith(".scope") else _SERVICE
+                result = self._get(_path_of(unit), interface, b"Result", b"s")
+                self._call(b"ResetFailedUnit", b"s", unit.encode())
+            await self._wait(_CHANGE, unit.encode())
+        return result.decode()
 
     async def _wait(self, member: bytes, subject: bytes) -> bytes:
         # Nothing is missed between the last call and this: answers and signals come in order, and _drain takes the
@@ -125,18 +178,14 @@ class Manager:
         return result
 
     def _call(self, method: bytes, signature: bytes, *arguments: object) -> Any:
-        try:
+        with _undisturbed():
             return self._bus.call_method(
                 _DESTINATION, _PATH, _MANAGER, method, apply_signature(signature, list(arguments))
             ).body
-        except DBusBaseError as error:
-            raise _told(error) from error
 
     def _get(self, path: bytes, interface: bytes, name: bytes, signature: bytes) -> Any:
-        try:
+        with _undisturbed():
             return self._bus.get_property(_DESTINATION, path, interface, name, signature)
-        except DBusBaseError as error:
-            raise _told(error) from error
 
     def _drain(self) -> None:
         try:
@@ -147,17 +196,24 @@ class Manager:
                     self._settle((b"JobRemoved", job), result)
                 elif message.is_signal(_MANAGER, b"UnitRemoved"):
                     message.process_reply(False)
-                    self._settle((b"UnitRemoved", message.body[0]), b"")
-                elif message.is_signal(_PROPERTIES, b"PropertiesChanged") and message.get_path() in self._changes:
-                    path = message.get_path()
-                    message.process_reply(False)
-                    self._changes[path].update(message.body[1] or {})
+                    self._settle((_CHANGE, message.body[0]), b"")
+                elif message.is_signal(_PROPERTIES, b"PropertiesChanged"):
+                    self._take_changes(message)
         except DBusBaseError as error:
             self._fail(_told(error))
         else:
             # A connection that was closed makes itself known by having no descriptor any more, and in no other way.
             if self._bus.get_fd() < 0:
                 self._fail(ManagerError("systemd closed the connection"))
+
+    def _take_changes(self, message: Any) -> None:
+        path = message.get_path()
+        for subject in [subject for kind, subject in self._waiting if kind == _CHANGE]:
+            if _path_of(subject.decode()) == path:
+                self._settle((_CHANGE, subject), b"")
+        if path in self._changes:
+            message.process_reply(False)
+            self._changes[path].update(message.body[1] or {})
 
     def _settle(self, key: tuple[bytes, bytes], result: bytes) -> None:
         waiting = self._waiting.pop(key, None)
@@ -169,6 +225,18 @@ class Manager:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Make a call that no signal interrupts: sd-bus gives up on EINTR, having sent it. Raises ManagerError."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    except DBusBaseError as error:
+        raise _told(error) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _path_of(unit: str) -> bytes:

@@ -1,0 +1,101 @@
+"""What a supervisor leaves to the next one: a small file an agent below the runtime directory, which is gone at boot.
+
+It is root's own (or the user's, in user mode), so unlike anything that tmux tells it can be believed. It is written
+before what it tells of is done, whole or not at all, so that it is true whenever the supervisor dies.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from forge_supervisor.agent import Memory  # noqa: TC001 - pydantic looks it up
+
+
+class _Saved(BaseModel):
+    # What a later version may have added is no reason to end an agent.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+
+
+class SavedSession(_Saved):
+    """Where a session is. A pid and the time of its birth (`pidfd.birth`) are one process, and no other."""
+
+    uid: int
+    pid: int
+    born: int
+    pane: str
+    server: int
+    server_born: int
+
+
+class Saved(_Saved):
+    """All that is known of one agent."""
+
+    boot: str
+    """Which boot of the machine it is of, as all its times are."""
+    socket_name: str
+    run_as: str
+    declared: dict[str, str]
+    """Of what the session was made: `Declared.fingerprint`."""
+    stop_timeout_sec: float
+    life: Memory
+    session: SavedSession | None
+
+
+class Store:
+    """The directory of these files."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stopping = directory / "stopping"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the last supervisor was to stop all agents, and has not come to the end of that."""
+        return self._stopping.exists()
+
+    def begin_to_stop(self) -> None:
+        """Raises OSError."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._stopping.touch()
+
+    def stopped(self) -> None:
+        self._stopping.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Saved], list[str]]:
+        """Return what was saved since boot, by agent, and a sentence for each file that cannot be read."""
+        saved: dict[str, Saved] = {}
+        problems = []
+        boot = boot_id()
+        for file in sorted(self._directory.glob("*.json")):
+            try:
+                found = Saved.model_validate_json(file.read_bytes())
+            except (OSError, ValidationError) as error:
+                problems.append(f"{file} cannot be read ({_short(error)}): its agent is started anew")
+                continue
+            if found.boot == boot:
+                saved[file.stem] = found
+        return saved, problems
+
+    def write(self, agent: str, saved: Saved) -> None:
+        """Raises OSError."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        new = self._directory / f".{agent}.new"
+        new.write_text(saved.model_dump_json(), encoding="utf-8")
+        new.replace(self._directory / f"{agent}.json")
+
+    def remove(self, agent: str) -> None:
+        (self._directory / f"{agent}.json").unlink(missing_ok=True)
+
+
+def boot_id() -> str:
+    """Name this boot of the machine, random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _short(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return os.strerror(error.errno or 0)
+    return f"{error.error_count()} faults"

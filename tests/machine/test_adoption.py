@@ -1,0 +1,194 @@
+"""A supervisor that ends leaves its agents running, and the next one goes on with them as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from booted import Machine
+
+UNIT = "forge-supervisor.service"
+CONFIG = "/etc/forge-supervisor/config.toml"
+AGENTS = """
+[defaults]
+run_as = "adopted"
+harness = "command"
+[agents.adopted-calm]
+command = ["/bin/sleep", "infinity"]
+[agents.adopted-crash]
+command = ["/bin/sh", "-c", "exit 7"]
+restart = {delay_sec = 0.1}
+"""
+STUBBORN = """
+[agents.adopted-stubborn]
+command = ["/bin/bash", "-c", "trap '' TERM HUP; (setsid env -i sleep 1000 &); while :; do sleep 1; done"]
+stop_timeout_sec = 1
+"""
+
+
+@pytest.fixture
+def start(machine: Machine) -> Iterator[Callable[[str], int]]:
+    machine.run("useradd", "--create-home", "adopted", check=False)
+
+    def with_config(config: str) -> int:
+        begin = now(machine)
+        machine.write(CONFIG, config)
+        machine.run("systemctl", "start", UNIT)
+        return begin
+
+    yield with_config
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.processes("adopted") == {}
+
+
+def now(machine: Machine) -> int:
+    return int(machine.run("date", "+%s%6N").stdout)
+
+
+def since(begin: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda entry: int(entry["__REALTIME_TIMESTAMP"]) > begin
+
+
+def agents(machine: Machine) -> dict[int, str]:
+    """The processes of the agents: not the tmux server, its pipes and the worker."""
+    found = machine.processes("adopted")
+    return {pid: line for pid, line in found.items() if "tmux" not in line and "worker" not in line and line != "cat "}
+
+
+def state(machine: Machine, agent: str) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads(machine.read(f"/run/forge-supervisor/agents/{agent}.json"))
+    return saved
+
+
+def kill(machine: Machine, number: str) -> int:
+    begin = now(machine)
+    machine.run("systemctl", "kill", f"--signal={number}", UNIT)
+    machine.wait_for("EVENT=supervisor_ready", until=since(begin))
+    return begin
+
+
+def restart(machine: Machine) -> int:
+    begin = now(machine)
+    machine.run("systemctl", "restart", UNIT)
+    return begin
+
+
+WAYS: dict[str, Callable[[Machine], int]] = {
+    "restart": restart,
+    "kill": lambda machine: kill(machine, "KILL"),
+    "term": lambda machine: kill(machine, "TERM"),
+    "abort": lambda machine: kill(machine, "ABRT"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_agents_outlive_their_supervisor(machine: Machine, start: Callable[[str], int], way: str) -> None:
+    machine.wait_for("EVENT=agent_failed", "AGENT=adopted-crash", until=since(start(AGENTS + STUBBORN)))
+    before = agents(machine)
+    crashed = state(machine, "adopted-crash")
+    begin = WAYS[way](machine)
+    ready = machine.wait_for("EVENT=supervisor_ready", until=since(begin))
+    assert (ready["RUNNING"], ready["FAILED"]) == ("2", "1")
+    after = agents(machine)
+    stays = {pid: line for pid, line in before.items() if line != "sleep 1 "}
+    assert stays.items() <= after.items(), "the very same processes"
+    assert sorted(stays.values()) == sorted(line for line in after.values() if line != "sleep 1 "), "and no others"
+    assert state(machine, "adopted-crash") == crashed, "with its restarts and its start limit"
+    adopted = machine.journal("EVENT=agent_adopted", "RUN_AS=adopted")
+    assert {entry["AGENT"] for entry in adopted if since(begin)(entry)} == {"adopted-calm", "adopted-stubborn"}
+    started = [entry for entry in machine.journal("EVENT=agent_started", "RUN_AS=adopted") if since(begin)(entry)]
+    assert started == []
+
+
+def test_an_exit_while_there_was_no_supervisor_is_told_exactly(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS)
+    pid = state(machine, "adopted-calm")["session"]["pid"]
+    begin = now(machine)
+    machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    machine.run("kill", "-USR1", str(pid))
+    exited = machine.wait_for("EVENT=agent_exited", "AGENT=adopted-calm", until=since(begin))
+    assert (exited["SIGNAL"], exited["RESULT"]) == ("10", "signal")
+    assert exited["PID"] == str(pid)
+
+
+def test_a_restart_that_was_due_comes_when_it_was_due(machine: Machine, start: Callable[[str], int]) -> None:
+    started = start(AGENTS.replace("delay_sec = 0.1", "delay_sec = 6"))
+    waiting = machine.wait_for("EVENT=agent_restarting", "AGENT=adopted-crash", until=since(started))
+    restart(machine)
+    begin = int(waiting["__REALTIME_TIMESTAMP"])
+    again = machine.wait_for("EVENT=agent_started", "AGENT=adopted-crash", until=since(begin))
+    waited = (int(again["__REALTIME_TIMESTAMP"]) - begin) / 1_000_000
+    assert 5.9 < waited < 9, "six seconds, and not six from the restart on"
+    assert again["N_RESTARTS"] == "1"
+
+
+def test_what_changed_in_the_config_meanwhile_becomes_true(machine: Machine, start: Callable[[str], int]) -> None:
+    machine.run("useradd", "--create-home", "adopted2", check=False)
+    leaver = '[agents.adopted-leaver]\nrun_as = "adopted2"\ncommand = ["/bin/sleep", "infinity"]\n'
+    start(AGENTS + STUBBORN + leaver)
+    stubborn = state(machine, "adopted-stubborn")["session"]["pid"]
+    machine.write(CONFIG, (AGENTS + STUBBORN).replace('sleep", "infinity', 'sleep", "1234567'))
+    begin = restart(machine)
+    assert machine.processes("adopted2") == {}, "its agent is declared no more, and so its tmux server has gone too"
+    gone = machine.wait_for("EVENT=agent_exited", "AGENT=adopted-leaver", until=since(begin))
+    assert (gone["SIGNAL"], gone["NEXT"]) == ("15", "stopped as requested")
+    assert "/bin/sleep 1234567 " in agents(machine).values()
+    assert "/bin/sleep infinity " not in agents(machine).values()
+    assert state(machine, "adopted-stubborn")["session"]["pid"] == stubborn
+
+
+def test_a_config_that_has_broken_meanwhile_ends_no_agent(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS)
+    before = agents(machine)
+    machine.write(CONFIG, "broken = =")
+    begin = now(machine)
+    machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    # What PID 1 says when it gives up, systemd.exec(5) EXIT_CONFIG.
+    machine.wait_for(f"UNIT={UNIT}", until=lambda e: since(begin)(e) and e.get("EXIT_STATUS") == "78")
+    assert agents(machine).keys() & before.keys()
+    machine.write(CONFIG, AGENTS)
+    machine.run("systemctl", "start", UNIT)
+    assert state(machine, "adopted-calm")["life"]["state"] == "running"
+    calm = [pid for pid, line in before.items() if line == "/bin/sleep infinity "]
+    assert state(machine, "adopted-calm")["session"]["pid"] == calm[0]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"boot": "x"}', "\0" * 10])
+def test_a_state_file_that_cannot_be_read_starts_its_agent_anew(
+    machine: Machine, start: Callable[[str], int], damage: str
+) -> None:
+    start(AGENTS)
+    old = state(machine, "adopted-calm")["session"]["pid"]
+    begin = now(machine)
+    machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    machine.write("/run/forge-supervisor/agents/adopted-calm.json", damage, mode=0o600)
+    machine.wait_for("EVENT=supervisor_ready", until=since(begin))
+    told = machine.wait_for("EVENT=state_problem", until=since(begin))
+    assert "/run/forge-supervisor/agents/adopted-calm.json cannot be read" in told["MESSAGE"]
+    sleeping = [pid for pid, line in agents(machine).items() if line == "/bin/sleep infinity "]
+    assert len(sleeping) == 1
+    assert sleeping != [old], "nobody could know what that was"
+
+
+def test_another_process_with_the_old_ones_pid_is_left_alone(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS)
+    saved = state(machine, "adopted-calm")
+    machine.run("systemctl", "stop", UNIT)
+    bystander = machine.run(
+        "sh", "-c", "setpriv --reuid=adopted --regid=adopted --clear-groups sleep 999 >/dev/null 2>&1 & echo $!"
+    )
+    pid = int(bystander.stdout)
+    saved["session"]["pid"] = saved["life"]["pid"] = pid
+    machine.write("/run/forge-supervisor/agents/adopted-calm.json", json.dumps(saved), mode=0o600)
+    begin = now(machine)
+    machine.run("systemctl", "start", UNIT)
+    exited = machine.wait_for("EVENT=agent_exited", "AGENT=adopted-calm", until=since(begin))
+    assert exited["RESULT"] == "lost"
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.processes("adopted").get(pid) == "sleep 999 "
+    machine.run("kill", "-KILL", str(pid))
