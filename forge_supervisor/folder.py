@@ -25,10 +25,15 @@ _WAYS_OUT = {
     errno.ELOOP: "remove the symbolic link",
     errno.EISDIR: "move it away",
     errno.EINVAL: "move it away",
+    errno.EFBIG: "make it smaller or move it away",
     errno.ENXIO: "move it away",
     errno.ENOTDIR: "move away the file that is in a directory's place",
 }
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+MOST_BYTES = 64 * 1024 * 1024
+"""A ~/.claude.json of years has a tenth of it."""
 
 
 class WorkspaceError(Exception):
@@ -101,7 +106,7 @@ class Folder:
             os.fchmod(self._fd, 0o700)
 
     def read(self, name: str) -> tuple[bytes, os.stat_result] | None:
-        """Read a regular file; None if there is none. A link or a directory raises OSError."""
+        """Read a regular file; None if there is none. A link, a directory and a huge file raise OSError."""
         try:
             # Not blocking: a FIFO of that name must not hang us.
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=self._fd)
@@ -112,7 +117,10 @@ class Folder:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, "is no regular file")
             with os.fdopen(fd, "rb", closefd=False) as file:
-                return file.read(), status
+                content = file.read(MOST_BYTES + 1) if status.st_size <= MOST_BYTES else b""
+            if max(status.st_size, len(content)) > MOST_BYTES:
+                raise OSError(errno.EFBIG, f"is larger than {MOST_BYTES} bytes")
+            return content, status
         finally:
             os.close(fd)
 

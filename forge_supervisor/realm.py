@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from forge_supervisor import events, terminal, units
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.harness import search_path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from forge_supervisor.config import Agent
     from forge_supervisor.units import Placement, Process, User
     from forge_supervisor.worker.messages import AnswerT, Request
+
+log = structlog.get_logger()
 
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 STOP_TIMEOUT = 5.0
@@ -148,7 +152,11 @@ class Realm:
             server.close()
             raise
         for agent in swept.agents:
-            self._emit(events.AgentSwept(agent=agent, run_as=self._name))
+            # A mark says what its user likes.
+            if agent in self._known():
+                self._emit(events.AgentSwept(agent=agent, run_as=self._name))
+            else:
+                log.warning("foreign_mark", run_as=self._name, problem=f'what was marked as agent "{agent}" was ended')
         return server
 
     async def _run_server(self) -> Process:
@@ -156,8 +164,13 @@ class Realm:
         if tmux is None:
             raise LaunchError("", f"tmux was not found on {SYSTEM_PATH} (apt-get install tmux)")
         # -D: it stays the process that was started, and stays without sessions.
+        await self.placement.make_private(self._socket_directory(), self.user)
         argv = (tmux, "-D", "-L", self._socket_name, "-f", str(terminal.conf_path()))
         return await self.placement.run("tmux", self.user, argv, env=self._environment())
+
+    def _socket_directory(self) -> Path:
+        # As tmux makes it, and refuses it if it is another user's: tmux(1), option -L.
+        return Path(self._environment().get("TMUX_TMPDIR", "/tmp"), f"tmux-{self.user.uid}")  # noqa: S108
 
     async def _watch(self, server: Pidfd) -> None:
         await server.wait()

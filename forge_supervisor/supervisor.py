@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -67,7 +67,7 @@ class Supervisor:
         """What each agent's next session is made of."""
         self._fingerprints: dict[str, dict[str, str]] = {}
         """Of what each agent's present session is made."""
-        self._kept: list[str] = []
+        self._kept: set[str] = set()
         """Agents that are not as they are declared now."""
         self._change = asyncio.Event()
 
@@ -85,7 +85,7 @@ class Supervisor:
         await asyncio.gather(*map(self._find_server, {life.agent.run_as for life in self._lives.values()}))
         if unfinished:
             # None of them was stopped for its own sake, so all are to be started again.
-            await self._remove(list(self._lives))
+            await asyncio.gather(*map(self._remove, list(self._lives)))
             self._store.stopped()
         await self._make_true()
         # Each once: of agents that crash at once, one or the other is always starting again.
@@ -110,24 +110,38 @@ class Supervisor:
         self._emit(events.SupervisorReloaded(agents=len(config.agents)))
 
     async def _make_true(self) -> None:
+        """Make the configuration true: for each agent by itself, as the worker of one user may hold up no other."""
         declared = Declared.of_all(self._config)
         todo = plan(declared, self._fingerprints)
-        kept = await self._better_kept({name: declared[name] for name in todo.changed}, declared)
-        self._kept = sorted(kept)
-        # Another user's agent of that name is another agent: its session, too, belongs to that user.
-        moved = {name for name in todo.changed.keys() - kept if "run_as" in todo.changed[name]}
-        await self._remove(todo.removed | moved)
-        for name in declared:
-            if name in todo.new | moved:
-                self._add(declared[name]).start()
-            elif name in todo.adjusted:
-                self._adjust(declared[name])
-                if "resources" in todo.adjusted[name]:
-                    self._runners[name].limit(declared[name].agent.resources)
-            elif name in todo.changed.keys() - kept:
-                self._declare(declared[name])
-                self._lives[name].replace(declared[name].agent, self._stop_exit_status(declared[name].agent))
+        self._kept.clear()
+        for name, keys in todo.adjusted.items():
+            self._adjust(declared[name])
+            if "resources" in keys:
+                self._runners[name].limit(declared[name].agent.resources)
+        removing = asyncio.gather(*(self._remove(name) for name in todo.removed))
+        changing = [self._replace(declared[name], keys, declared) for name, keys in todo.changed.items()]
+        starting = [self._start_new(declared[name], after=removing) for name in declared if name in todo.new]
+        await asyncio.gather(removing, *changing, *starting)
         await self._close_realms(self._realms.keys() - {life.declared.run_as for life in self._lives.values()})
+
+    async def _start_new(self, declared: Declared, *, after: asyncio.Future[Any]) -> None:
+        # Of two agents with one bot neither works.
+        if declared.granted.bot is not None:
+            await asyncio.shield(after)
+        self._add(declared).start()
+
+    async def _replace(self, declared: Declared, keys: set[str], all_: dict[str, Declared]) -> None:
+        """Give an agent a session of what is declared now, unless it runs and could not be started like that."""
+        agent = declared.agent
+        if await self._is_better_kept(declared, all_):
+            self._kept.add(agent.name)
+        elif "run_as" in keys:
+            # Another user's agent of that name is another agent: its session, too, belongs to that user.
+            await self._remove(agent.name)
+            self._add(declared).start()
+        else:
+            self._declare(declared)
+            self._lives[agent.name].replace(agent, self._stop_exit_status(agent))
 
     async def stop(self) -> None:
         """Stop every agent, then what they lived in."""
@@ -167,30 +181,28 @@ class Supervisor:
                 part += f": {_whys(lives)}"
             parts.append(part)
         status = ", ".join(parts) or "no agents"
-        kept = ", ".join(self._kept[:_MOST_NAMED])
+        kept = ", ".join(sorted(self._kept)[:_MOST_NAMED])
         return f"{status}; as before the reload: {kept}" if kept else status
 
-    async def _better_kept(self, changed: dict[str, Declared], all_: dict[str, Declared]) -> set[str]:
-        """Find those of the changed agents that run and could not be started again."""
-        examined = [name for name in changed if self._lives[name].state not in AT_REST]
-        problems = await asyncio.gather(*(self._why_not(changed[name]) for name in examined))
-        kept = set()
-        for name, problem in zip(examined, problems, strict=True):
-            # It may have ended meanwhile, or have come back.
-            running = self._lives[name].state in {State.STARTING, State.RUNNING}
-            if problem is None or not running or self._bot_is_anothers(name, all_):
-                continue
-            kept.add(name)
-            text = f"runs on as it was, for as it is declared now it could not be started: {problem.text}"
-            self._emit(
-                events.AgentWarning(
-                    agent=name,
-                    run_as=self._lives[name].agent.run_as,
-                    key=key_path(name, problem.key),
-                    problem=text,
-                )
+    async def _is_better_kept(self, declared: Declared, all_: dict[str, Declared]) -> bool:
+        name = declared.agent.name
+        if self._lives[name].state in AT_REST:
+            return False
+        problem = await self._why_not(declared)
+        # It may have ended meanwhile, or have come back.
+        running = self._lives[name].state in {State.STARTING, State.RUNNING}
+        if problem is None or not running or self._bot_is_anothers(name, all_):
+            return False
+        text = f"runs on as it was, for as it is declared now it could not be started: {problem.text}"
+        self._emit(
+            events.AgentWarning(
+                agent=name,
+                run_as=self._lives[name].agent.run_as,
+                key=key_path(name, problem.key),
+                problem=text,
             )
-        return kept
+        )
+        return True
 
     def _bot_is_anothers(self, name: str, declared: dict[str, Declared]) -> bool:
         """Whether the bot that an agent has still belongs to another one now."""
@@ -288,16 +300,14 @@ class Supervisor:
     async def _close_realms(self, users: Iterable[str]) -> None:
         await asyncio.gather(*(self._realms.pop(user).close() for user in list(users)))
 
-    async def _remove(self, names: Iterable[str]) -> None:
-        removed = [self._lives[name] for name in names]
-        for life in removed:
-            life.stop()
-        await self._until(lambda: all(life.state in AT_REST for life in removed))
-        await asyncio.gather(*(self._close_session(life.agent) for life in removed))
-        for life in removed:
-            for kept in (self._lives, self._runners, self._declared, self._fingerprints):
-                kept.pop(life.agent.name)
-            self._store.remove(life.agent.name)
+    async def _remove(self, name: str) -> None:
+        life = self._lives[name]
+        life.stop()
+        await self._until(lambda: life.state in AT_REST)
+        await self._close_session(life.agent)
+        for kept in (self._lives, self._runners, self._declared, self._fingerprints):
+            kept.pop(name)
+        self._store.remove(name)
 
     async def _close_session(self, agent: Agent) -> None:
         realm = self._realms.get(agent.run_as)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.pidfd import Pidfd, birth
+from forge_supervisor.units import private_directory
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ class DirectPlacement:
         await self._log_output(output, name, user.name)
         self._remember(name, user, child.pid)
         return process
+
+    async def make_private(self, path: Path, user: User) -> None:
+        try:
+            if os.geteuid() == 0:
+                private_directory.make(path, user.uid, user.gid)
+        except OSError as error:
+            raise PlacementError(f"{path} cannot be made for {user.name}: {error.strerror}") from error
 
     def _record(self, name: str, user: User) -> Path | None:
         return None if self._runtime is None else self._runtime / f"direct-{name}-{user.uid}"

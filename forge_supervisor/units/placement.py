@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
 
     from forge_supervisor.config_resources import Resources
     from forge_supervisor.pidfd import Pidfd
@@ -91,6 +92,10 @@ class Placement(Protocol):
         `name` says what it is to that user (worker, tmux). `argv[0]` is an absolute path. `stdin` is a descriptor that
         stays the caller's to close; /dev/null by default. What the process writes goes to the journal, or to our log.
         """
+        ...
+
+    async def make_private(self, path: Path, user: User) -> None:
+        """As root: make a directory that is the user's alone, whoever had made one before. Raises PlacementError."""
         ...
 
     async def find(self, name: str, user: User) -> Process | None:

@@ -64,6 +64,19 @@ def of_service(
     }
 
 
+def of_task(description: str, argv: Sequence[str]) -> dict[bytes, object]:
+    """Give those of a service that does one thing, as root, and is done when that is."""
+    return {
+        b"Description": description.encode(),
+        b"Type": b"oneshot",
+        b"ExecStart": [(os.fsencode(argv[0]), list(map(os.fsencode, argv)), False)],
+        b"Slice": b"forge.slice",
+        b"CollectMode": b"inactive-or-failed",
+        b"TimeoutStartUSec": _STOP_BACKSTOP * 1_000_000,
+        b"Before": [b"forge-supervisor.service"],
+    }
+
+
 def of_scope(agent: str, pid: int, resources: Resources) -> dict[bytes, object]:
     return {
         b"Description": f"agent {agent}".encode(),

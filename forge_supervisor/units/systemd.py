@@ -7,15 +7,17 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
-from forge_supervisor.units import properties
+from forge_supervisor.units import private_directory, properties
 from forge_supervisor.units.manager import Manager, ManagerError
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 from forge_supervisor.units.properties import scope_name, unit_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from pathlib import Path
 
     from forge_supervisor.config_resources import Resources
     from forge_supervisor.pidfd import Pidfd
@@ -90,6 +92,22 @@ class SystemdPlacement:
         except TimeoutError:
             text = f"{unit} was not started within {_START_TIMEOUT} s (systemctl list-jobs tells what it waits for)"
             raise PlacementError(text) from None
+
+    async def make_private(self, path: Path, user: User) -> None:
+        if os.geteuid() != 0:
+            return
+        # By PID 1, as we have a /tmp of our own, and no right to what is in others'.
+        unit = unit_name("directory", user.name)
+        argv = (sys.executable, "-I", "-m", private_directory.__name__, str(path), str(user.uid), str(user.gid))
+        try:
+            with Manager(self._manager_path) as manager:
+                await self._discard(manager, unit)
+                async with self._limit():
+                    result = await manager.start_transient(unit, properties.of_task(unit, argv), mode=self._mode)
+        except (ManagerError, TimeoutError) as error:
+            raise PlacementError(f"{unit} cannot be run: {error}") from error
+        if result != "done":
+            raise PlacementError(f"{path} cannot be made for {user.name} ({_see(unit)})")
 
     @contextlib.asynccontextmanager
     async def _limit(self) -> AsyncIterator[None]:
