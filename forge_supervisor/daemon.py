@@ -12,7 +12,7 @@ import sdnotify
 
 from forge_supervisor import config, events, journal, units
 from forge_supervisor.handshake import Handshake
-from forge_supervisor.runtime import state_directory
+from forge_supervisor.runtime import runtime_directory, state_directory
 from forge_supervisor.saved import Store
 from forge_supervisor.supervisor import Supervisor
 
@@ -31,6 +31,9 @@ def refuse(error: config.ConfigError) -> None:
     """Log why no supervisor runs. Agents that an earlier one has left run on: the next one will adopt them."""
     for problem in error.problems:
         journal.log(events.ConfigError(file=problem.file, key=problem.key, problem=problem.text))
+    saved, _ = Store(state_directory(runtime_directory())).load()
+    if running := sorted(name for name, left in saved.items() if left.life.alive):
+        journal.log(events.AgentsUnwatched(agents=", ".join(running)))
 
 
 class Daemon:

@@ -206,6 +206,19 @@ class ConfigError(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentsUnwatched(Event):
+    """The supervisor does not start, and these agents were left running by the one before: ``scout, other``."""
+
+    name = "agents_unwatched"
+    _level = "error"
+
+    agents: str
+
+    def sentence(self) -> str:
+        return f"agents run on, watched by nobody: {self.agents} (systemctl stop forge.slice would end them)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorReady(Event):
     """Every enabled agent was started or has failed to; `running` and `failed` count them."""
 

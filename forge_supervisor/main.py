@@ -74,7 +74,7 @@ def _look(loaded: Config, options: argparse.Namespace) -> int:
         return seat if isinstance(seat, int) else check.enter(seat, options.command)
     code = asyncio.run(check.check(loaded))
     if options.diff:
-        saved, problems = Store(state_directory(runtime_directory())).load()
+        saved, problems = Store(state_directory(runtime_directory())).load(any_boot=True)
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
         check.diff(loaded, saved)
     return code

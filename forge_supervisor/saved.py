@@ -64,8 +64,11 @@ class Store:
     def stopped(self) -> None:
         self._stopping.unlink(missing_ok=True)
 
-    def load(self) -> tuple[dict[str, Saved], list[str]]:
-        """Return what was saved since boot, by agent, and a sentence for each file that cannot be read."""
+    def load(self, *, any_boot: bool = False) -> tuple[dict[str, Saved], list[str]]:
+        """Return what was saved since boot, by agent, and a sentence for each file that cannot be read.
+
+        `any_boot`: as it stands there. In a container the service need not see the boot that a shell sees.
+        """
         saved: dict[str, Saved] = {}
         problems = []
         boot = boot_id()
@@ -75,7 +78,7 @@ class Store:
             except (OSError, ValidationError) as error:
                 problems.append(f"{file} cannot be read ({_short(error)}): its agent is started anew")
                 continue
-            if found.boot == boot:
+            if any_boot or found.boot == boot:
                 saved[file.stem] = found
         return saved, problems
 

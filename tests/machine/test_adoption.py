@@ -150,7 +150,10 @@ def test_a_config_that_has_broken_meanwhile_ends_no_agent(machine: Machine, star
     machine.run("systemctl", "kill", "--signal=KILL", UNIT)
     # What PID 1 says when it gives up, systemd.exec(5) EXIT_CONFIG.
     machine.wait_for(f"UNIT={UNIT}", until=lambda e: since(begin)(e) and e.get("EXIT_STATUS") == "78")
+    unwatched = machine.wait_for("EVENT=agents_unwatched", until=since(begin))
+    assert unwatched["AGENTS"] == "adopted-calm"
     assert agents(machine).keys() & before.keys()
+    machine.run("sh", "-c", f"until systemctl --quiet is-failed {UNIT}; do sleep 0.05; done")
     machine.write(CONFIG, AGENTS)
     machine.run("systemctl", "start", UNIT)
     assert state(machine, "adopted-calm")["life"]["state"] == "running"
@@ -192,3 +195,49 @@ def test_another_process_with_the_old_ones_pid_is_left_alone(machine: Machine, s
     machine.run("systemctl", "stop", UNIT)
     assert machine.processes("adopted").get(pid) == "sleep 999 "
     machine.run("kill", "-KILL", str(pid))
+
+
+def test_the_plan_is_shown_beforehand_and_comes_true(machine: Machine, start: Callable[[str], int]) -> None:
+    def diff() -> list[str]:
+        said = machine.run("forge-supervisor", "--check", "--diff").stdout.splitlines()
+        return said[next(n for n, line in enumerate(said) if line.endswith(" would:")) :]
+
+    start(AGENTS.replace("exit 7", "sleep 9999"))
+    assert diff() == ["a reload would:", "  adopted-calm: leave alone", "  adopted-crash: leave alone"]
+    changed = AGENTS.replace('"infinity"', '"77777"').replace("exit 7", "sleep 9999").replace("0.1", "0.2")
+    machine.write(CONFIG, changed + '[agents.adopted-new]\ncommand = ["/bin/sleep", "88888"]\n')
+    assert diff() == [
+        "a reload would:",
+        "  adopted-calm: restart (changed: command)",
+        "  adopted-crash: take over without a restart: restart",
+        "  adopted-new: start",
+    ]
+    crash = state(machine, "adopted-crash")["session"]["pid"]
+    begin = now(machine)
+    machine.run("systemctl", "reload", UNIT)
+    for name in ("adopted-calm", "adopted-new"):
+        machine.wait_for("EVENT=agent_started", f"AGENT={name}", until=since(begin))
+    lines = agents(machine)
+    assert {"/bin/sleep 77777 ", "/bin/sleep 88888 "} <= set(lines.values())
+    assert "/bin/sleep infinity " not in lines.values()
+    assert crash in lines
+    machine.run("systemctl", "stop", UNIT)
+    assert diff()[0] == "nothing runs here; a start would:"
+
+
+def test_limits_change_while_an_agent_runs(machine: Machine, start: Callable[[str], int]) -> None:
+    def limits() -> dict[str, str]:
+        scope = "forge-agent-adopted-calm.scope"
+        return {name: machine.property(scope, name) for name in ("MemoryMax", "TasksMax", "CPUWeight")}
+
+    limited = AGENTS.replace('"infinity"]\n', '"infinity"]\nresources = {memory_max = "100M", tasks_max = 5}\n', 1)
+    start(limited)
+    pid = state(machine, "adopted-calm")["session"]["pid"]
+    assert limits() == {"MemoryMax": str(100 * 1024**2), "TasksMax": "5", "CPUWeight": "[not set]"}
+    machine.write(CONFIG, limited.replace("100M", "200M").replace("tasks_max = 5", "cpu_weight = 50"))
+    machine.run("systemctl", "reload", UNIT)
+    assert limits() == {"MemoryMax": str(200 * 1024**2), "TasksMax": "infinity", "CPUWeight": "50"}
+    machine.write(CONFIG, limited)
+    machine.run("systemctl", "restart", UNIT)
+    assert limits() == {"MemoryMax": str(100 * 1024**2), "TasksMax": "5", "CPUWeight": "[not set]"}
+    assert state(machine, "adopted-calm")["session"]["pid"] == pid

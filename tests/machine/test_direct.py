@@ -216,6 +216,9 @@ def test_an_ordinary_users_own_service(machine: Machine) -> None:
     started = machine.wait_for("EVENT=agent_started", "AGENT=calm", f"_UID={uid}", until=bool)
     cgroup = Path(f"/proc/{machine.leader}/root/proc/{started['PID']}/cgroup").read_text()
     assert cgroup.strip().endswith("/forge.slice/forge-agent-calm.scope")
+    machine.run("systemctl", "--user", "restart", "forge-supervisor", user="owner", env=env)
+    adopted = machine.wait_for("EVENT=agent_adopted", "AGENT=calm", f"_UID={uid}", until=bool)
+    assert adopted["PID"] == started["PID"]
     machine.run("systemctl", "--user", "stop", "forge-supervisor", user="owner", env=env)
     left = "".join(machine.processes("owner").values())
     machine.run("loginctl", "disable-linger", "owner")

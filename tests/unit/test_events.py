@@ -150,6 +150,12 @@ EVENTS: list[tuple[Event, str, str, str]] = [
             "and they outlive a supervisor only if that is killed"
         ),
     ),
+    (
+        events.AgentsUnwatched(agents="a, b"),
+        "agents_unwatched",
+        "error",
+        "agents run on, watched by nobody: a, b (systemctl stop forge.slice would end them)",
+    ),
     (events.StateProblem(problem="no space"), "state_problem", "error", "no space"),
     (events.SupervisorStopped(), "supervisor_stopped", "info", "stopped"),
     (
@@ -203,6 +209,7 @@ def test_fields_are_an_interface() -> None:
         "agent_swept": agent,
         "agent_adopted": run | {"uptime_sec"},
         "state_problem": {"problem"},
+        "agents_unwatched": {"agents"},
         "without_systemd": set(),
         "tmux_server_shared": {"run_as", "pid"},
         "agent_stopped": agent | {"result", "n_restarts"},

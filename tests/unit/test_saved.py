@@ -44,6 +44,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 def test_what_is_of_another_boot_is_not_of_this_one(tmp_path: Path) -> None:
     Store(tmp_path).write("scout", left(boot="another"))
     assert Store(tmp_path).load() == ({}, [])
+    assert set(Store(tmp_path).load(any_boot=True)[0]) == {"scout"}
 
 
 def test_without_a_directory_nothing_is_known(tmp_path: Path) -> None:
