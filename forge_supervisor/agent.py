@@ -16,28 +16,19 @@ acts through a `Runner`. It does no I/O and reads time only from its `Clock`.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from forge_supervisor import events
 from forge_supervisor.config_files import key_path
-from forge_supervisor.policy import Exit, RateLimit, Result, restart_delay, result_of, should_restart
+from forge_supervisor.memory import AT_REST, Memory, State
+from forge_supervisor.policy import RateLimit, Result, restart_delay, result_of, should_restart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from forge_supervisor.config import Agent, Problem
-
-
-class State(StrEnum):
-    INACTIVE = "inactive"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    """Being brought down: by request, or its main process has died and its leftovers are being cleared."""
-    AUTO_RESTART = "auto-restart"
-    FAILED = "failed"
+    from forge_supervisor.policy import Exit
 
 
 _TRANSITIONS: dict[State, frozenset[State]] = {
@@ -48,9 +39,6 @@ _TRANSITIONS: dict[State, frozenset[State]] = {
     State.AUTO_RESTART: frozenset({State.STARTING, State.INACTIVE, State.FAILED}),
     State.FAILED: frozenset({State.STARTING, State.INACTIVE, State.FAILED}),
 }
-
-AT_REST = frozenset({State.INACTIVE, State.FAILED})
-
 
 class Timer(Protocol):
     def cancel(self) -> None: ...
@@ -64,32 +52,6 @@ class Clock(Protocol):
         ...
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
-
-
-@dataclass
-class Memory:
-    """What has to be known of a life to go on with it. Times are seconds on its clock."""
-
-    state: State = State.INACTIVE
-    result: Result = Result.SUCCESS
-    exit: Exit | None = None
-    """How the last session ended; None before that, and where it could not be started."""
-    start_limit_hit: bool = False
-    n_restarts: int = 0
-    """Automatic restarts since the last start by hand, counted when they come due."""
-    pid: int | None = None
-    invocation: str = ""
-    started_at: float = 0.0
-    died_at: float = 0.0
-    due: float | None = None
-    """When the restart comes that is waited for, or the SIGKILL."""
-    window: tuple[float | None, int] = (None, 0)
-    """Of the start limit: when it was opened, and the starts in it."""
-    launching: bool = False
-    alive: bool = False
-    stop_requested: bool = False
-    stop_timed_out: bool = False
-    start_again: bool = False
 
 
 class Runner(Protocol):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forge_supervisor.agent import State
 from forge_supervisor.config import Problem
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.memory import State
 from forge_supervisor.policy import Exit
 
 if TYPE_CHECKING:

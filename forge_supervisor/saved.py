@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forge_supervisor.agent import Memory  # noqa: TC001 - pydantic looks it up
+from forge_supervisor.memory import Memory  # noqa: TC001 - pydantic looks it up
 
 
 class _Saved(BaseModel):

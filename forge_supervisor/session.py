@@ -89,15 +89,18 @@ class Session:
         if self.saved is None:
             return True
         deadline = asyncio.get_running_loop().time() + LAUNCH_GRACE
-        while self._process is not None and not self._process.dead and _is_shim(self._process.pid):
-            if asyncio.get_running_loop().time() > deadline:
+        while self._process is not None and not self._process.dead:
+            what = _command_line(self._process.pid)
+            late = asyncio.get_running_loop().time() > deadline
+            # One that is just ending has no command line any more.
+            if (what and SCRIPT.encode() not in what) or (late and not what):
+                return False
+            if late:
                 self.kill()
                 await self.death()
                 await self.collect()
                 return True
             await asyncio.sleep(0.02)  # exec is no event
-        if self._process is not None and not self._process.dead:
-            return False
         exit_, *_ = await self.collect()
         return exit_.code == GAVE_UP
 
@@ -311,12 +314,12 @@ def _pinned(pid: int, uid: int, born: int) -> Pidfd | None:
         return None
 
 
-def _is_shim(pid: int) -> bool:
-    """Whether the first process of a pane has yet to become the harness."""
+def _command_line(pid: int) -> list[bytes]:
+    """Return the words; none if it has ended, or is about to."""
     try:
-        return SCRIPT.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
     except OSError:
-        return False
+        return []
 
 
 def _sum(one: Cleared, other: Cleared) -> Cleared:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from forge_supervisor import events, harness
-from forge_supervisor.agent import AT_REST, Lifecycle, State
+from forge_supervisor.agent import Lifecycle
 from forge_supervisor.config import Agent, HarnessSettings, Library, Problem
 from forge_supervisor.config_files import key_path
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.plan import plan
 from forge_supervisor.policy import Result
 from forge_supervisor.realm import Realm

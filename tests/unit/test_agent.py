@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pydantic import TypeAdapter
 
 from forge_supervisor import events
-from forge_supervisor.agent import AT_REST, Lifecycle, Memory, State
+from forge_supervisor.agent import Lifecycle
 from forge_supervisor.config import Agent, Problem
+from forge_supervisor.memory import AT_REST, Memory, State
 from forge_supervisor.policy import Exit, Result
 
 if TYPE_CHECKING:

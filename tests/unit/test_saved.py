@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from forge_supervisor import saved
-from forge_supervisor.agent import Memory, State
+from forge_supervisor.memory import Memory, State
 from forge_supervisor.policy import Exit, Result
 from forge_supervisor.saved import Saved, SavedSession, Store, boot_id
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forge_supervisor import events, session, units
-from forge_supervisor.agent import Lifecycle, State
+from forge_supervisor.agent import Lifecycle
 from forge_supervisor.config import Agent, HarnessSettings, Library
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import SCRIPT, Handshake, LaunchError
 from forge_supervisor.launch import GAVE_UP
+from forge_supervisor.memory import State
 from forge_supervisor.pidfd import Pidfd, birth
 from forge_supervisor.policy import Exit, Result
 from forge_supervisor.runner import SessionRunner

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forge_supervisor import events, supervisor
-from forge_supervisor.agent import State
 from forge_supervisor.config import Agent, Config, HarnessSettings, Library
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.memory import State
 from forge_supervisor.policy import Exit
 from forge_supervisor.saved import Saved, SavedSession, Store
 from forge_supervisor.supervisor import Supervisor
