@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
 
 from forge_supervisor.runtime import runtime_directory, state_directory
-from forge_supervisor.saved import Store
-from forge_supervisor.units import SystemdPlacement
 from forge_supervisor.units.manager import ManagerError
 from forge_supervisor.units.placement import PlacementError
-from forge_supervisor.units.systemd import manager_path, own_job
+from forge_supervisor.units.systemd import SystemdPlacement, manager_path, own_job
 
 
 async def clear() -> int:
@@ -26,10 +25,7 @@ async def clear() -> int:
     except (ManagerError, PlacementError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    store = Store(state_directory(runtime_directory()))
-    for agent in store.load()[0]:
-        store.remove(agent)
-    store.stopped()
+    shutil.rmtree(state_directory(runtime_directory()), ignore_errors=True)
     return 0
 
 

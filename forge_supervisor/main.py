@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from forge_supervisor import __version__, check, config, daemon, harness, journal, units
+from forge_supervisor import check, config, daemon, harness, journal, units, version
 from forge_supervisor.import_nix import import_nix
 from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
 from forge_supervisor.saved import Store
@@ -46,6 +46,9 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.diff and not options.check:
         parser.error("--diff goes with --check")
+    if options.version:
+        print(f"forge-supervisor {version()}")
+        return 0
     if options.schema:
         print(json.dumps(config.schema(), indent=2))
         return 0
@@ -118,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: journal fields where stderr is the journal, otherwise lines for people",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action="store_true", help="print the version, and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
     explain = verbs.add_parser("explain", help="print how an agent is started: command, environment, files")
     explain.add_argument("agent", metavar="AGENT")

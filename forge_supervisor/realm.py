@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forge_supervisor import events, terminal, units
+from forge_supervisor import TMUX_CONF, events, units
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.harness import search_path
 from forge_supervisor.pidfd import Pidfd
@@ -165,7 +165,7 @@ class Realm:
             raise LaunchError("", f"tmux was not found on {SYSTEM_PATH} (apt-get install tmux)")
         # -D: it stays the process that was started, and stays without sessions.
         await self.placement.make_private(self._socket_directory(), self.user)
-        argv = (tmux, "-D", "-L", self._socket_name, "-f", str(terminal.conf_path()))
+        argv = (tmux, "-D", "-L", self._socket_name, "-f", str(TMUX_CONF))
         return await self.placement.run("tmux", self.user, argv, env=self._environment())
 
     def _socket_directory(self) -> Path:

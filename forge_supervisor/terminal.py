@@ -20,14 +20,13 @@ import struct
 import subprocess
 import time
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import libtmux
 from libtmux.common import tmux_cmd
 
-from forge_supervisor import processes
+from forge_supervisor import TMUX_CONF, processes
 from forge_supervisor.policy import Exit
 
 if TYPE_CHECKING:
@@ -204,14 +203,14 @@ class Terminal:
     def configure(self) -> None:
         """Make sure that the server obeys our configuration: tmux takes a bad line, or another ``-f``, in silence."""
         if self._differences():
-            self._server.cmd("source-file", str(conf_path()))
+            self._server.cmd("source-file", str(TMUX_CONF))
         if wrong := self._differences():
-            raise TerminalError(f"{conf_path()}: tmux did not take: {', '.join(wrong)}")
+            raise TerminalError(f"{TMUX_CONF}: tmux did not take: {', '.join(wrong)}")
 
     def _differences(self) -> list[str]:
         shown = self._server.cmd("show-options", "-s", ";", "show-options", "-g", ";", "show-options", "-gw").stdout
         have = dict(_setting(shlex.split(line)) for line in shown if line)
-        lines = (shlex.split(line, comments=True) for line in conf_path().read_text().splitlines())
+        lines = (shlex.split(line, comments=True) for line in TMUX_CONF.read_text().splitlines())
         wanted = (_setting(words[2:]) for words in lines if words)
         return [f"{name} {value}".strip() for name, value in wanted if have.get(name) != value]
 
@@ -352,11 +351,6 @@ class Terminal:
         name = f"agent-{agent}"
         if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
             self._server.cmd("kill-session", target=f"={name}")
-
-
-def conf_path() -> Path:
-    """Our tmux.conf, for ``tmux -f``."""
-    return Path(str(files("forge_supervisor"))) / "tmux.conf"
 
 
 def _wanted() -> str:

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor.terminal import Pane, Terminal, conf_path
+from forge_supervisor import TMUX_CONF
+from forge_supervisor.terminal import Pane, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,7 @@ class Lab:
 
     def launch_server(self, conf: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         """Launch it as the supervisor does, without waiting for it."""
-        conf_option = ["-f", os.fspath(conf or conf_path())]
+        conf_option = ["-f", os.fspath(conf or TMUX_CONF)]
         argv = ["tmux", "-D", "-L", SOCKET_NAME, *conf_option]
         self._server = subprocess.Popen(argv, env=self.env if env is None else env, cwd="/")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor import terminal
-from forge_supervisor.terminal import Terminal, TerminalError, TerminalTimeoutError, conf_path
+from forge_supervisor import TMUX_CONF, terminal
+from forge_supervisor.terminal import Terminal, TerminalError, TerminalTimeoutError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -216,15 +216,15 @@ def test_server_of_another_configuration_is_given_ours(empty_lab: Lab) -> None:
 def test_line_that_tmux_cannot_use_is_an_error(empty_lab: Lab, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     """Tmux says nothing of it when started with `-f`."""
     bad = empty_lab.directory / "bad.conf"
-    bad.write_text(f"{conf_path().read_text()}\n{line}\n")
-    monkeypatch.setattr(terminal, "conf_path", lambda: bad)
+    bad.write_text(f"{TMUX_CONF.read_text()}\n{line}\n")
+    monkeypatch.setattr(terminal, "TMUX_CONF", bad)
     empty_lab.start_server(bad)
     with pytest.raises(TerminalError):
         empty_lab.terminal.configure()
 
 
 def test_configuration_can_be_read_by_every_user() -> None:
-    assert conf_path().stat().st_mode & 0o444 == 0o444
+    assert TMUX_CONF.stat().st_mode & 0o444 == 0o444
 
 
 def test_users_own_tmux_conf_is_not_read(empty_lab: Lab) -> None:

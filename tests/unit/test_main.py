@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor import __version__, main
+from forge_supervisor import main, version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main.run(["--version"])
     assert end.value.code == 0
-    assert capsys.readouterr().out == f"forge-supervisor {__version__}\n"
+    assert capsys.readouterr().out == f"forge-supervisor {version()}\n"
 
 
 def test_schema_is_what_editors_read(capsys: pytest.CaptureFixture[str]) -> None:
