@@ -119,8 +119,12 @@ class Realm:
         """End worker and tmux server, as the agents have ended before; or `leave` all that matters as it is."""
         if self._watching is not None:
             self._watching.cancel()
-        if self._server_process is not None and not leave:
-            await self._server_process.stop(STOP_TIMEOUT)
+        if not leave:
+            # One of an earlier supervisor need not have been looked for yet.
+            if self._server_process is None and self._user is not None:
+                self._server_process = await self.placement.find("tmux", self._user)
+            if self._server_process is not None:
+                await self._server_process.stop(STOP_TIMEOUT)
         if self._worker is not None:
             await self._worker.stop()
         if self._server is not None:

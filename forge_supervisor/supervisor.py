@@ -71,6 +71,7 @@ class Supervisor:
         self._kept: set[str] = set()
         """Agents that are not as they are declared now."""
         self._change = asyncio.Event()
+        self._finding: asyncio.Future[Any] | None = None
 
     async def start(self, saved: Mapping[str, Saved]) -> None:
         """Adopt what an earlier supervisor has left, make the configuration true, and start every enabled agent.
@@ -82,13 +83,15 @@ class Supervisor:
             if left.socket_name != self._config.socket_name:
                 self._config = self._keep_socket_name(self._config, left.socket_name)
             self._adopt(name, left)
-        # So that it is known which tmux servers are ours, even if none of their agents is ever started again.
-        await asyncio.gather(*map(self._find_server, {life.agent.run_as for life in self._lives.values()}))
+        # So that what is stopped has its session closed, even if none of that user's agents is ever started again.
+        users = {life.agent.run_as for life in self._lives.values()}
+        self._finding = asyncio.gather(*map(self._find_server, users))
         if unfinished:
             # None of them was stopped for its own sake, so all are to be started again.
             await asyncio.gather(*map(self._remove, list(self._lives)))
             self._store.stopped()
         await self._make_true()
+        await self._finding
         # Each once: of agents that crash at once, one or the other is always starting again.
         waiting = list(self._lives.values())
 
@@ -187,18 +190,18 @@ class Supervisor:
 
     async def _is_better_kept(self, declared: Declared, all_: dict[str, Declared]) -> bool:
         name = declared.agent.name
-        if self._lives[name].state in AT_REST:
+        life = self._lives[name]
+        if not _runs(life):
             return False
         problem = await self._why_not(declared)
         # It may have ended meanwhile, or have come back.
-        running = self._lives[name].state in {State.STARTING, State.RUNNING}
-        if problem is None or not running or self._bot_is_anothers(name, all_):
+        if problem is None or not _runs(life) or self._bot_is_anothers(name, all_):
             return False
         text = f"runs on as it was, for as it is declared now it could not be started: {problem.text}"
         self._emit(
             events.AgentWarning(
                 agent=name,
-                run_as=self._lives[name].agent.run_as,
+                run_as=life.agent.run_as,
                 key=key_path(name, problem.key),
                 problem=text,
             )
@@ -255,14 +258,17 @@ class Supervisor:
     def _adopt(self, name: str, left: Saved) -> None:
         """Go on with an agent as it was left, be it still declared or not: what then becomes of it is decided later."""
         agent = self._config.agents.get(name)
-        if agent is None or agent.run_as != left.run_as:
-            agent = _stand_in(name, left)
-            declared = Declared(agent, HarnessSettings(), Library())
+        stays = agent is not None and agent.enabled and agent.run_as == left.run_as
+        if agent is None or not stays:
+            declared = Declared(_stand_in(name, left), HarnessSettings(), Library())
         else:
             declared = Declared.of(agent, self._config)
         life = self._add(declared, left)
         self._fingerprints[name] = left.declared
         life.resume(left.life)
+        if not stays:
+            # Before a restart comes due that nobody wants.
+            life.stop()
 
     async def _find_server(self, user: str) -> None:
         try:
@@ -305,6 +311,8 @@ class Supervisor:
         life = self._lives[name]
         life.stop()
         await self._until(lambda: life.state in AT_REST)
+        if self._finding is not None:
+            await asyncio.shield(self._finding)
         await self._close_session(life.agent)
         for kept in (self._lives, self._runners, self._declared, self._fingerprints):
             kept.pop(name)
@@ -365,6 +373,10 @@ class Supervisor:
         while not condition():
             self._change.clear()
             await self._change.wait()
+
+
+def _runs(life: Lifecycle) -> bool:
+    return life.state in {State.STARTING, State.RUNNING}
 
 
 def _stand_in(name: str, left: Saved) -> Agent:

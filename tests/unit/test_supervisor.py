@@ -466,3 +466,28 @@ def test_a_state_that_cannot_be_written_is_told_once_and_stops_nothing(play: Pla
         assert "No space left on device" in problems[0].problem
 
     play(config(a={}, b={}), scene)
+
+
+def test_an_agent_that_is_declared_no_more_is_not_restarted_first(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["gone"][0].end(Exit(code=1))
+        await bench.until("1 running, 1 auto-restart: gone (exit code 1)")
+        await bench.supervisor.leave()
+        await asyncio.sleep(0.3)  # by now the restart is overdue
+        other = await bench.successor(config(stays={}))
+        assert other.supervisor.status() == "1 running"
+        assert "gone" not in other.sessions
+        assert set(other.saved()) == {"stays"}
+
+    play(config(stays={}, gone={"restart": {"delay_sec": 0.2}}), scene)
+
+
+def test_an_agent_that_waits_for_a_restart_is_started_at_once_as_it_is_declared_now(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["a"][0].end(Exit(code=1))
+        await bench.until("1 auto-restart: a (exit code 1)")
+        other = await bench.successor(config(a={"command": ("y",)}))
+        assert other.supervisor.status() == "1 running"
+        assert [session.agent.command for session in other.sessions["a"]] == [("y",)]
+
+    play(config(a={}), scene)
