@@ -236,7 +236,7 @@ class Terminal:
         reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
         spawn = ("respawn-pane", *there, "-c", "/", *_words(argv), ";")
         tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        return _opened(self._server.cmd(*reset, *spawn, *_pipe(pane.id), *tell), pane.agent)
+        return _opened(self._server.cmd(*reset, *_kept(pane.id), *spawn, *_pipe(pane.id), *tell), pane.agent)
 
     def _create(self, agent: str, argv: Sequence[str]) -> Pane:
         name = f"agent-{agent}"
@@ -247,7 +247,7 @@ class Terminal:
         spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *_words(argv))
         # The server runs one client's commands in one go: no crash of ours leaves a pane without its mark.
         mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent, ";")
-        return _opened(self._server.cmd(*create, *spawn, *mark, *_pipe(f"={name}:")), agent)
+        return _opened(self._server.cmd(*create, *spawn, *mark, *_kept(f"={name}:"), *_pipe(f"={name}:")), agent)
 
     def close_leftover(self, agent: str, *, but: int | None = None) -> list[str]:
         """End what still lives in the agent's panes, ``but`` for that process; returns a sentence for each.
@@ -365,6 +365,11 @@ def _pauses() -> Iterator[float]:
 def _words(argv: Sequence[str]) -> list[str]:
     # A word that ends in ';' would end the command (cmd_parse_from_arguments in tmux's cmd-parse.y).
     return [f"{word[:-1]}\\;" if word.endswith(";") else word for word in argv]
+
+
+def _kept(target: str) -> tuple[str, ...]:
+    # What people turn off for all windows, or for this one, must not take the exit status with it.
+    return ("set-option", "-p", "-t", target, "remain-on-exit", "on", ";")
 
 
 def _pipe(target: str) -> tuple[str, ...]:

@@ -147,6 +147,26 @@ def test_exit_is_lost_with_the_server(lab: Lab) -> None:
     assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(lost=True)
 
 
+@pytest.mark.parametrize("which", ["-g", "-w", "-p"])
+def test_who_turns_remain_on_exit_off_for_all_or_for_a_window_costs_no_exit(lab: Lab, which: str) -> None:
+    pane = lab.sh("a", "read x; exit 3")
+    target = () if which == "-g" else ("-t", pane.id)
+    lab.tmux("set-option", which, *target, "remain-on-exit", "off")
+    lab.tmux("send-keys", "-t", pane.id, "Enter")
+    wait_for_death(pane.pid)
+    exit_ = lab.terminal.exit_of(pane.id, pane.pid)
+    assert exit_ == (Exit(lost=True) if which == "-p" else Exit(code=3)), "the pane itself is beyond us"
+    again = lab.sh_to_the_end("a", ":")
+    assert lab.terminal.exit_of(again.id, again.pid) == Exit(code=3)
+
+
+def test_a_restart_keeps_the_pane_though_it_was_told_to_go_while_it_was_dead(lab: Lab) -> None:
+    dead = lab.sh_to_the_end("a", ":")
+    lab.tmux("set-option", "-p", "-t", dead.id, "remain-on-exit", "off")
+    again = lab.sh_to_the_end("a", ":")
+    assert lab.terminal.exit_of(again.id, again.pid) == Exit(code=3)
+
+
 def test_exit_of_an_earlier_process_of_the_pane_is_lost(lab: Lab) -> None:
     earlier = lab.sh_to_the_end("a", ":")
     later = lab.sh_to_the_end("a", ":")
