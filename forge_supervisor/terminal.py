@@ -9,6 +9,7 @@ a bare ``agent-a`` would also hit ``agent-ab``.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -198,7 +199,18 @@ class Terminal:
             return
         self.socket_path.parent.mkdir(mode=0o700, exist_ok=True)
         os.kill(pid, signal.SIGUSR1)  # tmux(1), option -L
-        self.wait_for_server(self._timeout)
+        deadline = time.monotonic() + self._timeout
+        pauses = _pauses()
+        # Until then another server answers in its place, if the socket is that one's.
+        while not self._listens(pid):
+            if time.monotonic() > deadline:
+                raise TerminalError(f"the tmux server (pid {pid}) does not make {self.socket_path} anew")
+            time.sleep(next(pauses))
+
+    def _listens(self, pid: int) -> bool:
+        with contextlib.suppress(TerminalError):
+            return self.server_pid() == pid
+        return False
 
     def configure(self) -> None:
         """Make sure that the server obeys our configuration: tmux takes a bad line, or another ``-f``, in silence."""

@@ -6,9 +6,11 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
+import tmux_lab
 
 from forge_supervisor import TMUX_CONF, terminal
 from forge_supervisor.terminal import Terminal, TerminalError, TerminalTimeoutError
@@ -166,6 +168,34 @@ def test_a_socket_that_somebody_removed_is_made_anew(lab: Lab, removed: str) -> 
     assert lab.terminal.server_pid() == server
     assert lab.terminal.panes() == [pane]
     lab.terminal.restore_socket(server)  # nothing is amiss: nothing happens
+
+
+def test_a_socket_that_another_server_has_taken_is_ours_when_it_is_said_to_be(lab: Lab) -> None:
+    """Until ours has got to it, the other one answers."""
+    server = lab.terminal.server_pid()
+    assert server is not None
+    pane = lab.sh("scout", "read x; exit 3")
+    with tmux_lab.lab() as another:
+        other = another.start_server()
+        another.terminal.socket_path.rename(lab.terminal.socket_path)
+        assert lab.terminal.server_pid() == other
+        os.kill(server, signal.SIGSTOP)
+        later = threading.Timer(0.3, os.kill, (server, signal.SIGCONT))
+        later.start()
+        lab.terminal.restore_socket(server)
+        answering = lab.terminal.server_pid()
+        later.join()
+    assert answering == server
+    assert lab.terminal.panes() == [pane]
+
+
+def test_a_server_that_does_not_make_its_socket_anew_is_an_error(lab: Lab) -> None:
+    server = lab.terminal.server_pid()
+    assert server is not None
+    lab.terminal.socket_path.unlink()
+    os.kill(server, signal.SIGSTOP)
+    with pytest.raises(TerminalError, match=rf"\(pid {server}\) does not make .*/forge anew"):
+        lab.another_terminal(timeout=0.2).restore_socket(server)
 
 
 @pytest.mark.parametrize("text", ["tmux 3.1c", "tmux 3.2a", "tmux 2.9"])
