@@ -22,6 +22,8 @@ import sdnotify
 
 from forge_supervisor import units
 from forge_supervisor.units import Placement, PlacementError, Process, SystemdPlacement, User
+from forge_supervisor.units.manager import Manager
+from forge_supervisor.units.systemd import manager_path
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -325,6 +327,22 @@ async def is_gone(pattern: str) -> None:
             pass
 
 
+async def asking_for_units_that_are_gone_costs_no_memory(placement: Placement, _user: User) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            placement.scope("gone")
+            with Manager(manager_path()) as manager:
+                assert manager.count_processes("forge-agent-gone.scope") == 0
+
+    ask(50)
+    before = resident()
+    ask(300)
+    assert resident() < before + 500_000
+
+
 SYSTEMD_CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
     case.__name__: case
     for case in (
@@ -336,6 +354,7 @@ SYSTEMD_CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
         a_unit_has_these_properties,
         systemd_may_be_reexecuted_at_any_time,
         a_unit_has_not_ended_because_systemd_reloads,
+        asking_for_units_that_are_gone_costs_no_memory,
     )
 }
 
