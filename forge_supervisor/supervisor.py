@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_SAVE_AGAIN_SEC = 5.0
+
 _MOST_NAMED = 10
 """In the status: systemd ignores a notification of more than 4096 bytes."""
 
@@ -56,7 +58,9 @@ class Supervisor:
         self._placement = placement
         self._handshake = handshake
         self._store = store
-        self._store_works = True
+        self._unsaved: set[str] = set()
+        """Agents of which the store has what is true no more, or nothing."""
+        self._saving_again: asyncio.TimerHandle | None = None
         self._boot = boot_id()
         self._emit = emit
         self._conceal = conceal
@@ -159,10 +163,12 @@ class Supervisor:
         await self._close_realms(self._realms.keys())
         for name in self._lives:
             self._store.remove(name)
+        self._unsaved.clear()
         self._store.stopped()
 
     async def leave(self) -> None:
         """Let go of every agent as it is; what another supervisor has to know has been saved all along."""
+        self._save_again()
         for life in self._lives.values():
             life.freeze()
         await asyncio.gather(*(runner.leave() for runner in self._runners.values()))
@@ -291,12 +297,21 @@ class Supervisor:
         try:
             self._store.write(name, saved)
         except OSError as error:
-            if self._store_works:
+            if not self._unsaved:
                 text = f"the state of agents cannot be saved, so another supervisor will not know them: {error}"
                 self._emit(events.StateProblem(problem=text))
-            self._store_works = False
+            self._unsaved.add(name)
+            if self._saving_again is None:
+                loop = asyncio.get_running_loop()
+                self._saving_again = loop.call_later(_SAVE_AGAIN_SEC, self._save_again)
         else:
-            self._store_works = True
+            self._unsaved.discard(name)
+
+    def _save_again(self) -> None:
+        """Try once more what could not be saved: of one that changes no more there is no other occasion."""
+        self._saving_again = None
+        for name in self._unsaved & self._lives.keys():
+            self._save(name)
 
     def _keep_socket_name(self, config: Config, name: str) -> Config:
         """Agents cannot move to another tmux server while they run, and one cannot attach to half of them."""
@@ -317,6 +332,7 @@ class Supervisor:
         for kept in (self._lives, self._runners, self._declared, self._fingerprints):
             kept.pop(name)
         self._store.remove(name)
+        self._unsaved.discard(name)
 
     async def _close_session(self, agent: Agent) -> None:
         realm = self._realms.get(agent.run_as)

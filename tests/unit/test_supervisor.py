@@ -452,6 +452,38 @@ def test_after_a_stop_nothing_is_left_to_adopt(play: Play) -> None:
     play(config(a={}, b={}), scene)
 
 
+@pytest.mark.parametrize("seconds", [0.05, 60])
+def test_a_state_that_could_not_be_written_is_written_later_though_nothing_changes(play: Play, seconds: float) -> None:
+    """After a while, or else when another supervisor is to follow."""
+
+    async def scene(bench: Bench) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        bench.monkeypatch.setattr(supervisor, "_SAVE_AGAIN_SEC", seconds)
+        for _ in range(2):
+            with bench.monkeypatch.context() as outage:
+                outage.setattr(bench.store, "write", full)
+                for sessions in bench.sessions.values():
+                    sessions[-1].end(Exit(code=0))
+                await bench.until("2 inactive")
+                await asyncio.sleep(0.1)  # a second try fails too
+            assert {saved.life.state for saved in bench.saved().values()} == {State.RUNNING}
+            if seconds < 1:
+                await asyncio.sleep(0.1)
+            else:
+                await bench.supervisor.leave()
+            assert {saved.life.state for saved in bench.saved().values()} == {State.INACTIVE}
+            if seconds > 1:
+                return
+            for life in bench.supervisor._lives.values():
+                life.start()
+            await bench.until("2 running")
+        assert [event.name for event in bench.events].count("state_problem") == 2, "once each time"
+
+    play(config(a={}, b={}), scene)
+
+
 def test_a_state_that_cannot_be_written_is_told_once_and_stops_nothing(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         def full(*_: object) -> None:
