@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 from typing import TYPE_CHECKING, Any, Self
@@ -51,6 +52,13 @@ class NoSuchUnitError(ManagerError):
     """No unit of that name is loaded."""
 
 
+class DisconnectedError(ManagerError):
+    """The manager has let go of the connection, as it does when it is re-executed: what it was asked for is unknown."""
+
+
+_DISCONNECTED = frozenset({errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED})
+
+
 class Manager:
     """``with Manager(path) as manager``; raises ManagerError like all its methods. Within a running event loop only."""
 
@@ -64,7 +72,8 @@ class Manager:
         try:
             self._bus.open()
         except DBusBaseError as error:
-            raise ManagerError(f"{self._path}: {os.strerror(abs(error.errno))}") from error
+            kind = DisconnectedError if abs(error.errno) in _DISCONNECTED else ManagerError
+            raise kind(f"{self._path}: {os.strerror(abs(error.errno))}") from error
         self._fd = self._bus.get_fd()  # sd-bus no longer tells it once it is disconnected
         asyncio.get_running_loop().add_reader(self._fd, self._drain)
         return self
@@ -209,7 +218,7 @@ class Manager:
         else:
             # A connection that was closed makes itself known by having no descriptor any more, and in no other way.
             if self._bus.get_fd() < 0:
-                self._fail(ManagerError("systemd closed the connection"))
+                self._fail(DisconnectedError("systemd closed the connection"))
 
     def _take_changes(self, message: Any) -> None:
         path = message.get_path()
@@ -252,4 +261,6 @@ def _path_of(unit: str) -> bytes:
 def _told(error: DBusBaseError) -> ManagerError:
     text = error.err_message or os.strerror(abs(error.errno))
     words = text.decode(errors="replace") if isinstance(text, bytes) else text
+    if abs(error.errno) in _DISCONNECTED:
+        return DisconnectedError(words)
     return (NoSuchUnitError if isinstance(error, DBusNoSuchUnitError) else ManagerError)(words)

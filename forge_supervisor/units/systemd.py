@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from forge_supervisor.units import private_directory, properties
-from forge_supervisor.units.manager import Manager, ManagerError
+from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 from forge_supervisor.units.properties import scope_name, unit_name
 
@@ -31,6 +31,9 @@ _START_TIMEOUT = 20
 _LATE_START_TIMEOUT = 1.0
 _STALE_TIMEOUT = 5.0
 _KILL_TIMEOUT = 5.0
+# While systemd is re-executed: seconds between tries, and after which the end of a scope is given up.
+_REEXEC_PAUSE = 0.05
+_REEXEC_PATIENCE = 5.0
 # systemd.exec(5), 'Process Exit Codes': why what systemd forked never became the program.
 _EXEC_FAILURES = {
     203: "{program} is missing, or that user may not execute it",
@@ -127,23 +130,32 @@ class SystemdPlacement:
 
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:
         unit = scope_name(agent)
+        told = properties.of_scope(agent, process.pid, resources)
         try:
-            with Manager(self._manager_path) as manager:
-                await self._discard(manager, unit)
-                told = properties.of_scope(agent, process.pid, resources)
-                async with self._limit():
-                    result = await manager.start_transient(unit, told, mode=self._mode)
-                if process.dead:
-                    # Until now nobody else could have its pid; and who may have it since is not ours to end.
-                    manager.abandon(unit)
-                    result = "its first process ended"
-                if result != "done":
-                    raise PlacementError(f"{unit} cannot be made: {result}")
-                return _SystemdScope(unit, manager.invocation(unit), self._manager_path)
+            async with self._limit():
+                while True:
+                    with contextlib.suppress(DisconnectedError):
+                        return await self._enclose(unit, process, told)
+                    await asyncio.sleep(_REEXEC_PAUSE)
         except ManagerError as error:
             raise PlacementError(f"{unit} cannot be made: {error}") from error
         except TimeoutError:
             raise PlacementError(f"{unit} was not made within {_START_TIMEOUT} s") from None
+
+    async def _enclose(self, unit: str, process: Pidfd, told: Mapping[bytes, object]) -> Scope:
+        with Manager(self._manager_path) as manager:
+            result = "done"
+            # It may have been made, and only the answer have been lost.
+            if not (manager.invocation(unit) and not process.dead and manager.unit_of(process.pid) == unit):
+                await self._discard(manager, unit)
+                result = await manager.start_transient(unit, told, mode=self._mode)
+            if process.dead:
+                # Until now nobody else could have its pid; and who may have it since is not ours to end.
+                manager.abandon(unit)
+                result = "its first process ended"
+            if result != "done":
+                raise PlacementError(f"{unit} cannot be made: {result}")
+            return _SystemdScope(unit, manager.invocation(unit), self._manager_path)
 
     def scope(self, agent: str) -> Scope:
         unit = scope_name(agent)
@@ -215,14 +227,18 @@ class _SystemdScope:
         if self._invocation is None:
             return Cleared()
         found = 0
-        try:
-            with Manager(self._manager_path) as manager:
-                found = manager.count_processes(self._unit)
-                result, killed = await _end_counted(manager, self._unit, self._invocation, grace)
-                return Cleared(found - killed, killed, oom_killed=result == "oom-kill")
-        except ManagerError as error:
-            _log.error("%s cannot be ended: %s", self._unit, error)
-            return Cleared(left=found)
+        deadline = asyncio.get_running_loop().time() + _REEXEC_PATIENCE
+        while True:
+            try:
+                with Manager(self._manager_path) as manager:
+                    found = manager.count_processes(self._unit)
+                    result, killed = await _end_counted(manager, self._unit, self._invocation, grace)
+                    return Cleared(found - killed, killed, oom_killed=result == "oom-kill")
+            except ManagerError as error:
+                if not isinstance(error, DisconnectedError) or asyncio.get_running_loop().time() > deadline:
+                    _log.error("%s cannot be ended: %s", self._unit, error)
+                    return Cleared(left=found)
+            await asyncio.sleep(_REEXEC_PAUSE)
 
 
 async def _start(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_supervisor.units.manager import Manager, ManagerError
+from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +28,9 @@ def test_a_manager_that_goes_away_or_talks_nonsense_is_not_waited_for(tmp_path: 
             with Manager(str(tmp_path / "private")) as manager:
                 await manager._wait(b"JobRemoved", b"/job")
 
-    with pytest.raises(ManagerError):
+    with pytest.raises(ManagerError) as caught:
         asyncio.run(wait())
+    assert isinstance(caught.value, DisconnectedError) is (last_words == b""), "what may be asked for once more"
 
 
 def test_no_manager_is_an_error(tmp_path: Path) -> None:
