@@ -277,10 +277,8 @@ class Supervisor:
             life.stop()
 
     async def _find_server(self, user: str) -> None:
-        try:
+        with contextlib.suppress(LaunchError):  # whoever needs it is told why
             await self._realm_of(user).server()
-        except LaunchError as error:
-            log.warning("tmux_server_not_found", run_as=user, problem=str(error))
 
     def _save(self, name: str) -> None:
         """Write down what another supervisor has to know of an agent."""

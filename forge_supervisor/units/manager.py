@@ -96,20 +96,20 @@ class Manager:
 
     def units(self, pattern: str) -> list[str]:
         """Name the units that are loaded and match, glob(7)."""
-        return [row[0].decode() for row in self._listed(pattern)]
+        found = self._call(b"ListUnitsByPatterns", b"asas", [], [pattern.encode()])
+        return [row[0].decode() for row in found]
 
-    def _listed(self, pattern: str) -> list[Any]:
-        # Also asks for a single unit that need not be there: every call that is answered by an error leaks some
-        # kilobytes (the message and with it the bus; pystemd 0.15.3).
-        rows: list[Any] = self._call(b"ListUnitsByPatterns", b"asas", [], [pattern.encode()])
-        return rows
+    def _is_loaded(self, unit: str) -> bool:
+        # Not by asking for it: every call that is answered by an error leaks some kilobytes (the message and with it
+        # the bus; pystemd 0.15.3). Nothing in the name of a unit means anything here: backslashes are taken as such.
+        return bool(self.units(unit))
 
     def invocation(self, unit: str) -> bytes | None:
         """Return the InvocationID, which tells a unit from earlier ones of its name; None if none is loaded.
 
         It is empty as long as the unit has not been started, be it that a job is queued for that.
         """
-        if not self._listed(unit):
+        if not self._is_loaded(unit):
             return None
         return bytes(self._get(_path_of(unit), _UNIT, b"InvocationID", b"ay") or b"")
 
@@ -136,7 +136,7 @@ class Manager:
 
     def count_processes(self, unit: str) -> int:
         """Return how many processes a unit has; 0 if it is gone."""
-        if not self._listed(unit):
+        if not self._is_loaded(unit):
             return 0
         try:
             return len(self._call(b"GetUnitProcesses", b"s", unit.encode()))

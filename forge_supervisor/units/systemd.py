@@ -124,8 +124,9 @@ class SystemdPlacement:
     async def find(self, name: str, user: User) -> Process | None:
         unit = unit_name(name, user.name)
         with contextlib.suppress(ManagerError), Manager(self._manager_path) as manager:
-            if pid := manager.main_pid(unit):
-                return _SystemdProcess(pid, unit, manager.invocation(unit), self._manager_path)
+            # In that order, as a question about a unit that is not loaded loads it, with nothing in it.
+            if (invocation := manager.invocation(unit)) and (pid := manager.main_pid(unit)):
+                return _SystemdProcess(pid, unit, invocation, self._manager_path)
         return None
 
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:

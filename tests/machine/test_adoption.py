@@ -241,3 +241,14 @@ def test_limits_change_while_an_agent_runs(machine: Machine, start: Callable[[st
     machine.run("systemctl", "restart", UNIT)
     assert limits() == {"MemoryMax": str(100 * 1024**2), "TasksMax": "5", "CPUWeight": "[not set]"}
     assert state(machine, "adopted-calm")["session"]["pid"] == pid
+
+
+def test_a_user_whose_name_no_unit_can_bear(machine: Machine, start: Callable[[str], int]) -> None:
+    machine.run("useradd", "--create-home", "adopted$", check=False)
+    start('[agents.adopted-odd]\nrun_as = "adopted$"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n')
+    begin = restart(machine)
+    adopted = machine.wait_for("EVENT=agent_adopted", "AGENT=adopted-odd", until=since(begin))
+    assert [entry for entry in machine.journal("EVENT=tmux_server_shared") if since(begin)(entry)] == []
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.processes("adopted$") == {}
+    assert adopted["RUN_AS"] == "adopted$"
