@@ -160,7 +160,8 @@ class Realm:
             if agent in self._known():
                 self._emit(events.AgentSwept(agent=agent, run_as=self._name))
             else:
-                log.warning("foreign_mark", run_as=self._name, message=f'what bore the mark of agent "{agent}" was ended')
+                text = f'what bore the mark of agent "{agent}" was ended'
+                log.warning("foreign_mark", run_as=self._name, message=text)
         return server
 
     async def _run_server(self) -> Process:
