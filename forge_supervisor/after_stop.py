@@ -1,17 +1,19 @@
-"""Run by systemd once the supervisor has ended (ExecStopPost=): after `systemctl stop` nothing of any agent may live.
+"""Run by systemd when forge-supervisor.service is stopped: then nothing of any agent may live.
 
-Not even if the supervisor could not see to that itself, because it hung, or was killed in the middle of it. After any
-other end agents live on, and the next supervisor adopts them.
+Not even if the supervisor could not see to that itself, because it hung or was killed in the middle of it (then this is
+its ExecStopPost=), or because it was not running (then it is the ExecStop= of forge-agents.service). When the supervisor
+is restarted agents live on, and the next one adopts them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import sys
 
-from forge_supervisor.runtime import runtime_directory, state_directory
+from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
 from forge_supervisor.units.manager import ManagerError
 from forge_supervisor.units.placement import PlacementError
 from forge_supervisor.units.systemd import SystemdPlacement, manager_path, own_job
@@ -21,11 +23,15 @@ async def clear() -> int:
     try:
         if own_job() != "stop":
             return 0
-        await SystemdPlacement(manager_path()).discard((), ())
+        # Whoever holds it is about to stop them itself; or runs in the foreground, and they are not the service's.
+        with contextlib.suppress(UnusableRuntimeError), only_one(runtime_directory()) as runtime:
+            await SystemdPlacement(manager_path()).discard((), ())
+            shutil.rmtree(state_directory(runtime), ignore_errors=True)
+            for socket in runtime.glob("launch-*.sock"):
+                socket.unlink(missing_ok=True)
     except (ManagerError, PlacementError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    shutil.rmtree(state_directory(runtime_directory()), ignore_errors=True)
     return 0
 
 

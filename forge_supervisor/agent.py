@@ -122,6 +122,9 @@ class Lifecycle(Memory):
                 self._await(self._left(0.0), self._restart_due)
             case State.STARTING | State.RUNNING | State.STOPPING:
                 self._runner.resume(self.agent, self.invocation, self)
+            case State.INACTIVE | State.FAILED if self.start_again:
+                self.start_again = False
+                self.start()
 
     def freeze(self) -> None:
         """Do nothing more of one's own accord: another supervisor goes on with this life."""
@@ -406,7 +409,8 @@ class Lifecycle(Memory):
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = self.due = None
+        # Without a timer too: an earlier supervisor may have had one.
+        self._timer = self.due = None
 
     def _enter(self, state: State) -> None:
         assert state in _TRANSITIONS[self.state], f"{self.agent.name}: no way from {self.state} to {state}"

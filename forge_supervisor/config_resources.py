@@ -13,6 +13,8 @@ from forge_supervisor.config_values import Model
 # parse_size() of systemd with base 1024.
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTPE]?)B?", re.ASCII)
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)%", re.ASCII)
+_MOST_PERCENT = 1_000_000
+"""Of one CPU: ten thousand CPUs."""
 _MOST = 2**64 - 1
 """What systemd takes for no limit (CGROUP_LIMIT_MAX) and for a weight or quota that is not set."""
 
@@ -68,7 +70,7 @@ def _tasks(value: object) -> int | Share | None:
 def _quota(value: object) -> float | None:
     if value == "infinity":
         return None
-    if isinstance(value, str) and (percent := _PERCENT.fullmatch(value)) and float(percent[1]) > 0:
+    if isinstance(value, str) and (percent := _PERCENT.fullmatch(value)) and 0 < float(percent[1]) <= _MOST_PERCENT:
         return float(percent[1]) / 100
     raise ValueError('must be a percentage of one CPU, such as "50%" or "200%" (two CPUs), or "infinity"')
 
@@ -137,5 +139,6 @@ class Resources(Model):
 def _limit(name: bytes, value: int | Share | None) -> dict[bytes, int]:
     if isinstance(value, Share):
         # bus_cgroup_set_..._scale() in systemd's dbus-cgroup.c: of the largest 32-bit number.
-        return {name + b"Scale": round(value.of_all * (2**32 - 1))}
+        # TasksMax= takes no 100 %, and neither takes nothing at all.
+        return {name + b"Scale": min(max(1, round(value.of_all * (2**32 - 1))), 2**32 - 2)}
     return {name: _MOST if value is None else value}

@@ -211,7 +211,7 @@ def _uid_of(name: str) -> int | None:
 
 
 _SOMETHING = r"\S"
-_AGENT = "^[a-z0-9][a-z0-9-]{0,47}$"
+AGENT_NAME = "^[a-z0-9][a-z0-9-]{0,47}$"
 _SOCKET = "^[A-Za-z0-9_-]{1,64}$"
 _USER = "^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,30}[A-Za-z0-9_.$-]?$"  # is_valid_user_name() of shadow's useradd(8)
 _VARIABLE = "^[A-Za-z_][A-Za-z0-9_]*$"
@@ -224,7 +224,7 @@ _SNOWFLAKE = "^[0-9]{17,20}$"
 
 SENTENCES = {
     _SOMETHING: "must not be empty",
-    _AGENT: 'an agent\'s name has at most 48 of a-z, 0-9 and "-", and begins with a letter or digit',
+    AGENT_NAME: 'an agent\'s name has at most 48 of a-z, 0-9 and "-", and begins with a letter or digit',
     _SOCKET: 'must be made of letters, digits, "_" and "-" (at most 64)',
     _USER: 'must be a user\'s name: letters, digits, "_", "." and "-" (at most 32)',
     _VARIABLE: 'a variable\'s name is made of letters, digits and "_", and begins with no digit',
@@ -243,7 +243,7 @@ SENTENCES = {
 # The pattern comes first: pydantic has no pattern in the JSON Schema of what a validator returns.
 Text = Annotated[str, AfterValidator(_no_nul)]
 Words = Annotated[str, Field(pattern=_SOMETHING), AfterValidator(_no_nul)]
-AgentName = Annotated[str, Field(pattern=_AGENT)]
+AgentName = Annotated[str, Field(pattern=AGENT_NAME)]
 SocketName = Annotated[str, Field(pattern=_SOCKET)]
 UserName = Annotated[str, Field(pattern=_USER), AfterValidator(_allowed_user)]
 VariableName = Annotated[str, Field(pattern=_VARIABLE), AfterValidator(_not_set_by_us)]

@@ -74,7 +74,8 @@ class Daemon:
         serving = asyncio.create_task(self._serve(supervisor, placement))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        leave = units.asked_to_restart()
+        # Without systemd nobody starts another one.
+        leave = placement.holds and units.asked_to_restart()
         self._notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={self._longest_stop() * 1_000_000}")
         journal.log(events.SupervisorStopping(reason=self._stop_reason or "a fault", leaves_agents=leave))
         serving.cancel()

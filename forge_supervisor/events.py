@@ -215,7 +215,7 @@ class AgentsUnwatched(Event):
     agents: str
 
     def sentence(self) -> str:
-        return f"agents run on, watched by nobody: {self.agents} (systemctl stop forge.slice would end them)"
+        return f"agents run on, watched by nobody: {self.agents} (systemctl stop forge-supervisor would end them)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

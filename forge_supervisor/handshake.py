@@ -94,9 +94,13 @@ class Handshake:
         return self._directory / f"launch-{uid}.sock"
 
     async def _listen(self, uid: int) -> None:
-        if uid in self._servers:
-            return
         path = self._path(uid)
+        if uid in self._servers:
+            if path.is_socket():
+                return
+            # Somebody has removed it, or the directory.
+            self._servers.pop(uid).close()
+        path.parent.mkdir(mode=0o755, exist_ok=True)
         path.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from forge_supervisor.handshake import LaunchError
 from forge_supervisor.harness import search_path
 from forge_supervisor.pidfd import Pidfd
 from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
-from forge_supervisor.worker.messages import FindServer, Sweep
+from forge_supervisor.worker.messages import FindServer, RemoveSocket, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,8 +46,13 @@ class Realm:
         emit: Callable[[events.Event], None],
         *,
         known: Callable[[], Mapping[str, int | None]] = dict,
+        after: asyncio.Task[None] | None = None,
     ) -> None:
-        """`known` tells the agents that may be on the tmux server when it is found, and the pids of those that run."""
+        """`known` tells the agents that may be on the tmux server when it is found, and the pids of those that run.
+
+        `after` is the end of an earlier one of that user.
+        """
+        self._after = after
         self.placement = placement
         self._name = name
         self._socket_name = socket_name
@@ -78,6 +84,8 @@ class Realm:
     async def server(self) -> Pidfd:
         """Make sure of the user and the tmux server, and return that. Raises LaunchError."""
         self._look_again()
+        if self._after is not None:
+            await asyncio.wait([self._after])
         async with self._starting_server:
             if self._server is None or self._server.dead:
                 try:
@@ -125,6 +133,8 @@ class Realm:
                 self._server_process = await self.placement.find("tmux", self._user)
             if self._server_process is not None:
                 await self._server_process.stop(STOP_TIMEOUT)
+                with contextlib.suppress(WorkerError, LaunchError):  # it is of no use to anybody, and does no harm
+                    await self.ask(RemoveSocket())
         if self._worker is not None:
             await self._worker.stop()
         if self._server is not None:

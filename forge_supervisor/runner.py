@@ -83,10 +83,9 @@ class SessionRunner:
         if self._session is not None:
             self._session.kill()
 
-    def limit(self, resources: Resources) -> None:
-        """Give the present session other limits."""
-        if self._session is not None:
-            self._session.limit(resources)
+    def limit(self, resources: Resources) -> bool:
+        """Give the present session other limits; tell whether it has them."""
+        return self._session is None or self._session.limit(resources)
 
     async def leave(self) -> None:
         """Let go of the present session, as it is, for another supervisor to go on with."""

@@ -7,11 +7,15 @@ before what it tells of is done, whole or not at all, so that it is true wheneve
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forge_supervisor.config_values import AGENT_NAME
 from forge_supervisor.memory import Memory  # noqa: TC001 - pydantic looks it up
+from forge_supervisor.pidfd import birth
 
 
 class _Saved(BaseModel):
@@ -39,7 +43,7 @@ class Saved(_Saved):
     run_as: str
     declared: dict[str, str]
     """Of what the session was made: `Declared.fingerprint`."""
-    stop_timeout_sec: float
+    stop_timeout_sec: Annotated[float, Field(gt=0)]
     life: Memory
     session: SavedSession | None
 
@@ -58,11 +62,16 @@ class Store:
 
     def begin_to_stop(self) -> None:
         """Raises OSError."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._make_directory()
         self._stopping.touch()
 
     def stopped(self) -> None:
         self._stopping.unlink(missing_ok=True)
+
+    def _make_directory(self) -> None:
+        # Others have their sockets beside it. Somebody may have removed it all.
+        self._directory.parent.mkdir(mode=0o755, exist_ok=True)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
 
     def load(self, *, any_boot: bool = False) -> tuple[dict[str, Saved], list[str]]:
         """Return what was saved since boot, by agent, and a sentence for each file that cannot be read.
@@ -73,6 +82,9 @@ class Store:
         problems = []
         boot = boot_id()
         for file in sorted(self._directory.glob("*.json")):
+            if not re.fullmatch(AGENT_NAME, file.stem):
+                problems.append(f"{file} is none of ours")
+                continue
             try:
                 found = Saved.model_validate_json(file.read_bytes())
             except (OSError, ValidationError) as error:
@@ -84,7 +96,7 @@ class Store:
 
     def write(self, agent: str, saved: Saved) -> None:
         """Raises OSError."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._make_directory()
         new = self._directory / f".{agent}.new"
         new.write_text(saved.model_dump_json(), encoding="utf-8")
         new.replace(self._directory / f"{agent}.json")
@@ -94,8 +106,14 @@ class Store:
 
 
 def boot_id() -> str:
-    """Name this boot of the machine, random(4)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    """Name this boot: of the machine, random(4), and of the container, which knows no other processes either."""
+    machine = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    try:
+        first = birth(1)
+    except OSError:  # hidden from ordinary users, proc(5)
+        first = 0
+    return f"{machine} {namespace} {first}"
 
 
 def _short(error: OSError | ValidationError) -> str:

@@ -58,6 +58,7 @@ class Session:
     ) -> None:
         self._declared = declared
         self._agent = declared.agent
+        self._resources = declared.agent.resources
         self._invocation = invocation
         self._realm = realm
         self._conceal = conceal
@@ -182,13 +183,16 @@ class Session:
             self._process.signal(signal.SIGKILL)
         asyncio.get_running_loop().call_later(KILL_GRACE, self._given_up.set)
 
-    def limit(self, resources: Resources) -> None:
-        """Give what runs other limits."""
+    def limit(self, resources: Resources) -> bool:
+        """Give what runs, or is about to, other limits; tell whether it has them."""
+        self._resources = resources
         try:
             if self._scope is not None:
                 self._scope.limit(resources)
         except PlacementError as error:
             self._warn("resources", str(error))
+            return False
+        return True
 
     def close(self) -> None:
         """It is over, and nothing is left of it to go on with."""
@@ -236,7 +240,12 @@ class Session:
 
     async def _open(self, ticket: Ticket) -> Pidfd:
         assert self._server is not None, "launched without a server"
-        request = Open(agent=self._agent.name, argv=list(ticket.argv), server=self._server.pid)
+        request = Open(
+            agent=self._agent.name,
+            argv=list(ticket.argv),
+            server=self._server.pid,
+            invocation=self._invocation,
+        )
         try:
             opened = await self._realm.ask(request)
         except WorkerError as error:
@@ -277,7 +286,7 @@ class Session:
     async def _enclose(self, process: Pidfd) -> None:
         """Put it in its scope: by now it is known to be the pane's, and has no children yet."""
         try:
-            self._scope = await self._realm.placement.enclose(self._agent.name, process, self._agent.resources)
+            self._scope = await self._realm.placement.enclose(self._agent.name, process, self._resources)
         except PlacementError as error:
             raise LaunchError("", str(error)) from error
 
@@ -293,7 +302,8 @@ class Session:
             pane=self.saved.pane,
             pid=self.saved.pid,
             invocation=self._invocation,
-            server=self.saved.server,
+            # One that has died may have left its pid to any other process.
+            server=None if self._server is None or self._server.dead else self._server.pid,
         )
         try:
             return await self._realm.ask(request)

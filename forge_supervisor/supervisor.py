@@ -17,7 +17,7 @@ from forge_supervisor.config_files import key_path
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import AT_REST, State
-from forge_supervisor.plan import plan
+from forge_supervisor.plan import Plan, plan
 from forge_supervisor.policy import Result
 from forge_supervisor.realm import Realm
 from forge_supervisor.runner import SessionRunner
@@ -27,7 +27,7 @@ from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from forge_supervisor.config import Config
     from forge_supervisor.handshake import Handshake
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SAVE_AGAIN_SEC = 5.0
+PATIENCE = 5.0
+"""Seconds that a reload waits for what it has begun: agents may take as long as they like to stop."""
 
 _MOST_NAMED = 10
 """In the status: systemd ignores a notification of more than 4096 bytes."""
@@ -76,6 +78,10 @@ class Supervisor:
         """Agents that are not as they are declared now."""
         self._change = asyncio.Event()
         self._finding: asyncio.Future[Any] | None = None
+        self._seeing: dict[str, asyncio.Task[None]] = {}
+        """Changes of agents that are under way."""
+        self._closing: dict[str, asyncio.Task[None]] = {}
+        """What is left of users that have no agents any more."""
 
     async def start(self, saved: Mapping[str, Saved]) -> None:
         """Adopt what an earlier supervisor has left, make the configuration true, and start every enabled agent.
@@ -100,7 +106,7 @@ class Supervisor:
         waiting = list(self._lives.values())
 
         def all_have_been_seen() -> bool:
-            waiting[:] = [life for life in waiting if life.state is State.STARTING or life.start_again]
+            waiting[:] = [life for life in waiting if life.state is State.STARTING]
             return not waiting
 
         await self._until(all_have_been_seen)
@@ -118,24 +124,47 @@ class Supervisor:
         self._emit(events.SupervisorReloaded(agents=len(config.agents)))
 
     async def _make_true(self) -> None:
-        """Make the configuration true: for each agent by itself, as the worker of one user may hold up no other."""
-        declared = Declared.of_all(self._config)
-        todo = plan(declared, self._fingerprints)
-        self._kept.clear()
-        for name, keys in todo.adjusted.items():
-            self._adjust(declared[name])
-            if "resources" in keys:
-                self._runners[name].limit(declared[name].agent.resources)
-        removing = asyncio.gather(*(self._remove(name) for name in todo.removed))
-        changing = [self._replace(declared[name], keys, declared) for name, keys in todo.changed.items()]
-        starting = [self._start_new(declared[name], after=removing) for name in declared if name in todo.new]
-        await asyncio.gather(removing, *changing, *starting)
-        await self._close_realms(self._realms.keys() - {life.declared.run_as for life in self._lives.values()})
+        """Make the configuration true, for each agent by itself: neither a slow user nor a slow stop holds up others.
 
-    async def _start_new(self, declared: Declared, *, after: asyncio.Future[Any]) -> None:
+        Returns when all is done, or has been begun PATIENCE seconds ago.
+        """
+        declared = Declared.of_all(self._config)
+        self._kept &= declared.keys()
+        for name in dict.fromkeys((*declared, *self._lives)):
+            earlier = self._seeing.get(name)
+            self._seeing[name] = asyncio.create_task(self._see_to(name, declared, earlier))
+        if self._seeing:
+            await asyncio.wait(self._seeing.values(), timeout=PATIENCE)
+        self._seeing = {name: task for name, task in self._seeing.items() if not task.done()}
+
+    async def _see_to(self, name: str, declared: dict[str, Declared], earlier: asyncio.Task[None] | None) -> None:
+        """Have one agent be what is declared of it, once an earlier change has come to its end."""
+        try:
+            if earlier is not None:
+                await asyncio.wait([earlier])
+            wanted = {name: declared[name]} if name in declared else {}
+            known = {name: self._fingerprints[name]} if name in self._fingerprints else {}
+            await self._carry_out(plan(wanted, known), declared)
+        except Exception:
+            log.exception("supervisor_fault", agent=name, run_as="")
+
+    async def _carry_out(self, todo: Plan, declared: dict[str, Declared]) -> None:
+        for name in todo.removed:
+            await self._remove(name)
+        for name in todo.new:
+            await self._start_new(declared[name], declared)
+        for name, keys in todo.adjusted.items():
+            self._adjust(declared[name], keys)
+        for name, keys in todo.changed.items():
+            await self._replace(declared[name], keys, declared)
+        for name in todo.unchanged | todo.adjusted.keys():
+            self._kept.discard(name)
+
+    async def _start_new(self, declared: Declared, all_: dict[str, Declared]) -> None:
+        leaving = [task for name, task in self._seeing.items() if name not in all_]
         # Of two agents with one bot neither works.
-        if declared.granted.bot is not None:
-            await asyncio.shield(after)
+        if declared.granted.bot is not None and leaving:
+            await asyncio.wait(leaving)
         self._add(declared).start()
 
     async def _replace(self, declared: Declared, keys: set[str], all_: dict[str, Declared]) -> None:
@@ -143,24 +172,34 @@ class Supervisor:
         agent = declared.agent
         if await self._is_better_kept(declared, all_):
             self._kept.add(agent.name)
-        elif "run_as" in keys:
+            return
+        self._kept.discard(agent.name)
+        if "run_as" in keys:
             # Another user's agent of that name is another agent: its session, too, belongs to that user.
             await self._remove(agent.name)
             self._add(declared).start()
         else:
-            self._declare(declared)
+            self._declared[agent.name] = declared
             self._lives[agent.name].replace(agent, self._stop_exit_status(agent))
+
+    async def _let_be(self) -> None:
+        """Begin nothing more of what a reload has brought."""
+        for task in self._seeing.values():
+            task.cancel()
+        await asyncio.gather(*self._seeing.values(), return_exceptions=True)
 
     async def stop(self) -> None:
         """Stop every agent, then what they lived in."""
         self._placement.stopping()
+        await self._let_be()
         with contextlib.suppress(OSError):
             self._store.begin_to_stop()
         for life in self._lives.values():
             life.stop()
         await self._until(lambda: all(life.state in AT_REST for life in self._lives.values()))
         await asyncio.gather(*(self._close_session(life.agent) for life in self._lives.values()))
-        await self._close_realms(self._realms.keys())
+        await asyncio.gather(*map(self._close_realm, list(self._realms)))
+        await asyncio.gather(*self._closing.values())
         for name in self._lives:
             self._store.remove(name)
         self._unsaved.clear()
@@ -168,6 +207,7 @@ class Supervisor:
 
     async def leave(self) -> None:
         """Let go of every agent as it is; what another supervisor has to know has been saved all along."""
+        await self._let_be()
         self._save_again()
         for life in self._lives.values():
             life.freeze()
@@ -250,11 +290,15 @@ class Supervisor:
         self._declared[declared.agent.name] = declared
         self._fingerprints[declared.agent.name] = declared.fingerprint()
 
-    def _adjust(self, declared: Declared) -> None:
+    def _adjust(self, declared: Declared, keys: set[str]) -> None:
         """Have an agent take what it takes while it runs."""
         name = declared.agent.name
+        old = self._fingerprints[name].get("resources", "")
         self._declare(declared)
         self._lives[name].reconfigure(declared.agent)
+        if "resources" in keys and not self._runners[name].limit(declared.agent.resources):
+            # Still to be done, by the next reload or the next supervisor.
+            self._fingerprints[name]["resources"] = f"not {old}"
         self._save(name)
 
     @staticmethod
@@ -270,9 +314,10 @@ class Supervisor:
         else:
             declared = Declared.of(agent, self._config)
         life = self._add(declared, left)
-        self._fingerprints[name] = left.declared
         life.resume(left.life)
-        if not stays:
+        self._fingerprints[name] = left.declared
+        self._save(name)
+        if agent is None or not agent.enabled or (not stays and life.state is State.AUTO_RESTART):
             # Before a restart comes due that nobody wants.
             life.stop()
 
@@ -317,12 +362,17 @@ class Supervisor:
         self._emit(events.ConfigWarning(file="", key="socket_name", problem=text))
         return replace(config, socket_name=name)
 
-    async def _close_realms(self, users: Iterable[str]) -> None:
-        await asyncio.gather(*(self._realms.pop(user).close() for user in list(users)))
+    async def _close_realm(self, user: str) -> None:
+        closing = asyncio.create_task(self._realms.pop(user).close())
+        self._closing[user] = closing
+        await asyncio.shield(closing)
 
     async def _remove(self, name: str) -> None:
         life = self._lives[name]
+        # Should it be declared again before it has stopped, and be it by the next supervisor, that is a change.
+        self._fingerprints[name] = {}
         life.stop()
+        self._save(name)
         await self._until(lambda: life.state in AT_REST)
         if self._finding is not None:
             await asyncio.shield(self._finding)
@@ -331,6 +381,11 @@ class Supervisor:
             kept.pop(name)
         self._store.remove(name)
         self._unsaved.discard(name)
+        users = {other.agent.run_as for other in self._lives.values()} | {
+            agent.run_as for agent in self._config.agents.values() if agent.enabled
+        }
+        if life.agent.run_as in self._realms.keys() - users:
+            await self._close_realm(life.agent.run_as)
 
     async def _close_session(self, agent: Agent) -> None:
         realm = self._realms.get(agent.run_as)
@@ -346,6 +401,8 @@ class Supervisor:
             )
 
     def _make_session(self, agent: Agent, invocation: str) -> Session:
+        # Not before: as long as the old one runs, that is what there is.
+        self._fingerprints[agent.name] = self._declared[agent.name].fingerprint()
         return self._session_of(self._declared[agent.name], invocation)
 
     def _session_of(self, declared: Declared, invocation: str) -> Session:
@@ -362,7 +419,12 @@ class Supervisor:
     def _realm_of(self, user: str) -> Realm:
         if user not in self._realms:
             self._realms[user] = Realm(
-                user, self._placement, self._config.socket_name, self._emit, known=partial(self._known, user)
+                user,
+                self._placement,
+                self._config.socket_name,
+                self._emit,
+                known=partial(self._known, user),
+                after=self._closing.pop(user, None),
             )
         return self._realms[user]
 
@@ -395,7 +457,7 @@ def _runs(life: Lifecycle) -> bool:
 
 def _stand_in(name: str, left: Saved) -> Agent:
     """Make an agent of one that is declared no more, as far as it takes to stop it."""
-    keys = {"name": name, "run_as": left.run_as, "harness": "command", "command": ["-"]}
+    keys = {"name": name, "run_as": left.run_as, "harness": "command", "command": ["-"], "restart": {"policy": "no"}}
     return Agent.model_validate({**keys, "stop_timeout_sec": left.stop_timeout_sec})
 
 

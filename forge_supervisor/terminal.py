@@ -207,6 +207,11 @@ class Terminal:
                 raise TerminalError(f"the tmux server (pid {pid}) does not make {self.socket_path} anew")
             time.sleep(next(pauses))
 
+    def remove_socket(self) -> None:
+        """Remove the socket, as tmux does not when it is ended; unless somebody listens on it."""
+        if self.server_pid() is None:
+            self.socket_path.unlink(missing_ok=True)
+
     def _listens(self, pid: int) -> bool:
         with contextlib.suppress(TerminalError):
             return self.server_pid() == pid
@@ -226,8 +231,10 @@ class Terminal:
         wanted = (_setting(words[2:]) for words in lines if words)
         return [f"{name} {value}".strip() for name, value in wanted if have.get(name) != value]
 
-    def open(self, agent: str, argv: Sequence[str]) -> Pane:
+    def open(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         """Run ``argv`` in session ``agent-<agent>``, in /, and return its pane.
+
+        What else is started in that session, be it by the agent, gets INVOCATION_ID, and so counts as left by it.
 
         A dead pane of the agent is used again: whoever is attached stays, and the dead screen goes to the scrollback.
         (All but what a program showed in the alternate screen: tmux keeps no history of that.) A session that people
@@ -239,18 +246,19 @@ class Terminal:
         for row in ours:
             if _lives(row):
                 raise TerminalError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
-        return self._respawn(ours[0].pane, argv) if ours else self._create(agent, argv)
+        return self._respawn(ours[0].pane, argv, invocation) if ours else self._create(agent, argv, invocation)
 
-    def _respawn(self, pane: Pane, argv: Sequence[str]) -> Pane:
+    def _respawn(self, pane: Pane, argv: Sequence[str], invocation: str) -> Pane:
         # `send-keys -R` scrolls the screen into the history, but not under copy mode, hence `copy-mode -q`
         # (input_reset in tmux's input.c). No -k: respawn-pane then refuses a pane that lives.
         there = ("-t", pane.id)
         reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
         spawn = ("respawn-pane", *there, "-c", "/", *_words(argv), ";")
         tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        return _opened(self._server.cmd(*reset, *_kept(pane.id), *spawn, *_pipe(pane.id), *tell), pane.agent)
+        prepare = (*reset, *_settings(pane.id, invocation))
+        return _opened(self._server.cmd(*prepare, *spawn, *_pipe(pane.id), *tell), pane.agent)
 
-    def _create(self, agent: str, argv: Sequence[str]) -> Pane:
+    def _create(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         name = f"agent-{agent}"
         if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
             create = ["new-window", "-t", f"={name}:"]
@@ -259,7 +267,8 @@ class Terminal:
         spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *_words(argv))
         # The server runs one client's commands in one go: no crash of ours leaves a pane without its mark.
         mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent, ";")
-        return _opened(self._server.cmd(*create, *spawn, *mark, *_kept(f"={name}:"), *_pipe(f"={name}:")), agent)
+        there = f"={name}:"
+        return _opened(self._server.cmd(*create, *spawn, *mark, *_settings(there, invocation), *_pipe(there)), agent)
 
     def close_leftover(self, agent: str, *, but: int | None = None) -> list[str]:
         """End what still lives in the agent's panes, ``but`` for that process; returns a sentence for each.
@@ -379,9 +388,11 @@ def _words(argv: Sequence[str]) -> list[str]:
     return [f"{word[:-1]}\\;" if word.endswith(";") else word for word in argv]
 
 
-def _kept(target: str) -> tuple[str, ...]:
+def _settings(target: str, invocation: str) -> tuple[str, ...]:
     # What people turn off for all windows, or for this one, must not take the exit status with it.
-    return ("set-option", "-p", "-t", target, "remain-on-exit", "on", ";")
+    keep = ("set-option", "-p", "-t", target, "remain-on-exit", "on", ";")
+    # The agent can have the tmux server start things for it, which are then not its descendants.
+    return (*keep, "set-environment", "-t", target, "INVOCATION_ID", invocation, ";")
 
 
 def _pipe(target: str) -> tuple[str, ...]:

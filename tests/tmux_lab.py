@@ -55,7 +55,7 @@ class Lab:
         return subprocess.run(argv, env=self.env, check=True, capture_output=True, text=True, timeout=20).stdout
 
     def sh(self, agent: str, script: str) -> Pane:
-        return self.terminal.open(agent, ["/bin/sh", "-c", script])
+        return self.terminal.open(agent, ["/bin/sh", "-c", script], "none")
 
     def sh_to_the_end(self, agent: str, script: str, *, shows: str = "") -> Pane:
         """Run a script that exits with 3. What it shows is drawn before: last words can be cut."""

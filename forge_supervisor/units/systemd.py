@@ -168,18 +168,18 @@ class SystemdPlacement:
     async def discard(self, users: Collection[str], agents: Collection[str]) -> None:
         kept = {unit_name("tmux", user) for user in users}.union(map(scope_name, agents))
         try:
-            with Manager(self._manager_path) as manager:
-                # Workers first: they end with their supervisor anyway.
-                for pattern in ("forge-worker-*.service", "forge-agent-*.scope", "forge-tmux-*.service"):
-                    for unit in manager.units(pattern):
-                        if unit not in kept:
-                            await self._try_to_discard(manager, unit)
+            # Workers first: they end with their supervisor anyway. Terminals last: they take their agents' with them.
+            for pattern in ("forge-worker-*.service", "forge-agent-*.scope", "forge-tmux-*.service"):
+                with Manager(self._manager_path) as manager:
+                    left = [unit for unit in manager.units(pattern) if unit not in kept]
+                await asyncio.gather(*map(self._try_to_discard, left))
         except ManagerError as error:
             raise PlacementError(f"what is left from an earlier supervisor cannot be ended: {error}") from error
 
-    async def _try_to_discard(self, manager: Manager, unit: str) -> None:
+    async def _try_to_discard(self, unit: str) -> None:
         try:
-            await self._discard(manager, unit)
+            with Manager(self._manager_path) as manager:
+                await self._discard(manager, unit)
         except ManagerError as error:
             # Its user's agents will fail to start and say so; the others are not held up.
             _log.error("%s cannot be ended: %s", unit, error)

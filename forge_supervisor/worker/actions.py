@@ -21,6 +21,7 @@ from forge_supervisor.worker.messages import (
     Open,
     Opened,
     Prepare,
+    RemoveSocket,
     ServerFound,
     Sweep,
     Swept,
@@ -60,14 +61,15 @@ class Actions:
                 case Close():
                     self._revive(request.server)
                     self._terminal.kill(request.agent)
-                    return Done()
+                case RemoveSocket():
+                    self._terminal.remove_socket()
+            return Done()
         except TerminalError as error:
             raise ActionError(str(error)) from error
 
     def _find_server(self, request: FindServer) -> ServerFound:
         self._terminal.require_version()
-        if request.server is not None:
-            self._revive(request.server)
+        self._revive(request.server)
         if request.wait:
             self._terminal.wait_for_server(request.timeout / 2)
         return ServerFound(pid=self._terminal.server_pid())
@@ -85,7 +87,7 @@ class Actions:
     def _open(self, request: Open) -> Opened:
         self._revive(request.server)
         notes = self._terminal.close_leftover(request.agent)
-        pane = self._terminal.open(request.agent, request.argv)
+        pane = self._terminal.open(request.agent, request.argv, request.invocation)
         return Opened(pane=pane.id, pid=pane.pid, notes=notes)
 
     def _collect(self, request: Collect) -> Collected:
@@ -102,12 +104,12 @@ class Actions:
             left=cleared.left,
         )
 
-    def _revive(self, server: int) -> None:
+    def _revive(self, server: int | None) -> None:
         """Have a server that lives answer: one that was stopped, or has lost its socket.
 
         Things in /tmp are removed, by cron jobs and by people. Who cannot be helped is told so by what comes next.
         """
-        if processes.lives(server):
+        if server is not None and processes.lives(server):
             with contextlib.suppress(TerminalError, OSError):
                 processes.resume(server)
                 self._terminal.restore_socket(server)

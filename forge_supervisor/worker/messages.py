@@ -197,6 +197,7 @@ class Open(Request[Opened]):
     server: Pid
     agent: str
     argv: list[str]
+    invocation: str
 
 
 class Collected(Answer):
@@ -217,7 +218,8 @@ class Collect(Request[Collected]):
     answer = Collected
     timeout = 30.0
     kind: Literal["collect"] = "collect"
-    server: Pid
+    server: Pid | None
+    """If it lives."""
     agent: str
     pane: str
     pid: Pid
@@ -234,7 +236,17 @@ class Close(Request[Done]):
     agent: str
 
 
-AnyRequest = Annotated[FindServer | Sweep | Prepare | Open | Collect | Close, Field(discriminator="kind")]
+class RemoveSocket(Request[Done]):
+    """The tmux server has been stopped: remove the socket that it leaves behind, if nobody listens on it."""
+
+    answer = Done
+    timeout = 15.0
+    kind: Literal["remove-socket"] = "remove-socket"
+
+
+AnyRequest = Annotated[
+    FindServer | Sweep | Prepare | Open | Collect | Close | RemoveSocket, Field(discriminator="kind")
+]
 
 
 class RequestLine(Message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -252,3 +253,99 @@ def test_a_user_whose_name_no_unit_can_bear(machine: Machine, start: Callable[[s
     machine.run("systemctl", "stop", UNIT)
     assert machine.processes("adopted$") == {}
     assert adopted["RUN_AS"] == "adopted$"
+
+
+def test_a_stop_while_systemd_waits_to_start_the_next_supervisor(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS)
+    machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    machine.run("sh", "-c", f"until systemctl show -P SubState {UNIT} | grep -qx auto-restart; do sleep 0.01; done")
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.processes("adopted") == {}
+    left = machine.run("sh", "-c", "ls /run/forge-supervisor/*.sock /run/forge-supervisor/agents", check=False)
+    assert left.stdout == ""
+
+
+def test_a_stop_of_a_supervisor_that_would_not_start(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS)
+    machine.write(CONFIG, "broken = =")
+    machine.run("systemctl", "restart", UNIT, check=False)
+    machine.run("sh", "-c", f"until systemctl --quiet is-failed {UNIT}; do sleep 0.05; done")
+    assert agents(machine)
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.processes("adopted") == {}
+    machine.run("systemctl", "reset-failed", UNIT)
+
+
+def test_the_sockets_are_gone_with_the_agents(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS)
+    uid = machine.run("id", "-u", "adopted").stdout.strip()
+    socket = f"/tmp/tmux-{uid}/forge"
+    assert machine.run("test", "-S", socket, check=False).returncode == 0
+    machine.run("systemctl", "stop", UNIT)
+    assert machine.run("test", "-e", socket, check=False).returncode != 0
+
+
+def test_a_supervisor_in_the_foreground_keeps_its_agents(machine: Machine, start: Callable[[str], int]) -> None:
+    start("")
+    machine.run("systemctl", "stop", UNIT)
+    machine.write(CONFIG, AGENTS)
+    command = machine.command("/usr/local/bin/forge-supervisor", "--log-format", "json")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as foreground:
+        assert foreground.stderr is not None
+        while b"supervisor_ready" not in foreground.stderr.readline():
+            pass
+        before = agents(machine)
+        machine.run("systemctl", "start", UNIT, check=False)
+        machine.run("systemctl", "stop", UNIT)
+        assert [pid for pid, line in before.items() if line == "/bin/sleep infinity " and pid in agents(machine)]
+        machine.run("pkill", "-INT", "-f", "bin/forge-supervisor --log-format json")
+        foreground.stderr.read()
+    assert machine.processes("adopted") == {}
+
+
+SLOW = """
+[agents.adopted-slow]
+command = ["/bin/bash", "-c", "trap : TERM; while :; do sleep 0.1; done"]
+stop_timeout_sec = 25
+"""
+
+
+def test_a_slow_stop_holds_up_neither_a_reload_nor_a_restart(machine: Machine, start: Callable[[str], int]) -> None:
+    start(AGENTS + SLOW)
+    slow = state(machine, "adopted-slow")["session"]["pid"]
+    begin = now(machine)
+    machine.write(CONFIG, AGENTS)
+    machine.run("systemctl", "reload", UNIT, timeout=12)
+    machine.write(CONFIG, AGENTS + '[agents.adopted-new]\ncommand = ["/bin/sleep", "4711"]\n')
+    machine.run("systemctl", "reload", UNIT, timeout=12)
+    assert "/bin/sleep 4711 " in agents(machine).values()
+    machine.run("systemctl", "restart", UNIT, timeout=12)
+    assert slow in agents(machine), "it has its time"
+    # Declared again while it stops: it runs again when it has stopped, whichever supervisor sees that.
+    machine.write(CONFIG, AGENTS + SLOW)
+    machine.run("systemctl", "reload", UNIT, timeout=12)
+    machine.run("systemctl", "restart", UNIT, timeout=12)
+    exited = machine.wait_for("EVENT=agent_exited", "AGENT=adopted-slow", until=since(begin))
+    assert (exited["SIGNAL"], exited["RESULT"], exited["PID"]) == ("9", "timeout", str(slow))
+    machine.wait_for("EVENT=agent_started", "AGENT=adopted-slow", until=since(begin))
+    machine.write(CONFIG, AGENTS + SLOW.replace("25", "1"))
+    machine.run("systemctl", "reload", UNIT, timeout=12)
+
+
+def test_what_an_agent_has_tmux_start_for_it_ends_with_it(machine: Machine, start: Callable[[str], int]) -> None:
+    windows = "tmux new-window -d 'exec sleep 5555'; tmux split-window -d 'exec sleep 6666'; exec sleep 60"
+    start(f"""
+[agents.adopted-calm]
+run_as = "adopted"
+harness = "command"
+command = ["/bin/sh", "-c", "{windows}"]
+restart = {{delay_sec = 0.1}}
+""")
+    begin = now(machine)
+    until = "until pgrep -x -u adopted -f 'sleep 5555' && pgrep -x -u adopted -f 'sleep 6666'; do sleep 0.05; done"
+    machine.run("timeout", "20", "sh", "-c", until)
+    machine.run("kill", "-KILL", str(state(machine, "adopted-calm")["session"]["pid"]))
+    machine.wait_for("EVENT=agent_started", "AGENT=adopted-calm", until=since(begin))
+    machine.run("timeout", "20", "sh", "-c", until)
+    lines = list(agents(machine).values())
+    assert [lines.count(line) for line in ("sleep 5555 ", "sleep 6666 ")] == [1, 1]

@@ -17,7 +17,9 @@ PLACES = {
     "/opt/forge-supervisor",
     "/usr/local/bin/forge-supervisor",
     "/etc/systemd/system/forge-supervisor.service",
+    "/etc/systemd/system/forge-agents.service",
     "/etc/systemd/system/forge.slice",
+    "/etc/systemd/user/forge-agents.service",
     "/etc/systemd/user/forge-supervisor.service",
     "/etc/forge-supervisor",
 }

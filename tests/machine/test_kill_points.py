@@ -160,6 +160,31 @@ def test_a_crash_and_the_restart_that_follows(pointed: Machine) -> None:
     assert len(seen) > (30 if THOROUGH else 4), seen
 
 
+def test_a_reload_that_changes_the_agent(pointed: Machine) -> None:
+    seen = []
+    arm(pointed, NEVER)
+    pointed.run("systemctl", "start", UNIT)
+    for number in steps():
+        arm(pointed, number)
+        begin = now(pointed)
+        # The new one is killed while it adopts the agent, or later, when that is replaced.
+        pointed.run("systemctl", "restart", UNIT, check=False)
+        wait_until_it_stands(pointed, begin)
+        before, begin = ledger(pointed)[-1], now(pointed)
+        pointed.write(CONFIG, AGENT.replace("while :", f"CHANGED={number}; while :"))
+        pointed.run("systemctl", "reload", UNIT, check=False)
+        again = pointed.wait_for("EVENT=agent_started", "AGENT=pointer", until=since(begin))
+        step = pointed.run("cat", MARK, check=False).stdout
+        pointed.run("sh", "-c", f"until systemctl --quiet is-active {UNIT}; do sleep 0.05; done")
+        assert f"CHANGED={number};" in pointed.processes("pointer")[int(again["PID"])], step
+        assert runs(pointed) == [int(again["PID"])], step
+        assert exits(pointed, begin) == {before[0]: ("4", "exit-code")}, step
+        if not step:
+            break
+        seen.append(step)
+    assert len(seen) > (30 if THOROUGH else 4), seen
+
+
 def test_a_stop(pointed: Machine) -> None:
     seen = []
     for number in steps():

@@ -128,7 +128,7 @@ def test_exit_is_known_though_a_child_keeps_the_terminal_open(lab: Lab) -> None:
 
 
 def test_missing_binary_exits_1(lab: Lab) -> None:
-    pane = lab.terminal.open("a", ["/nonexistent/program", "argument"])
+    pane = lab.terminal.open("a", ["/nonexistent/program", "argument"], "none")
     wait_for_death(pane.pid)
     assert lab.terminal.exit_of(pane.id, pane.pid) == Exit(code=1)
 

@@ -31,13 +31,13 @@ def test_open(lab: Lab) -> None:
 def test_no_shell_and_no_tmux_between_us_and_the_program(lab: Lab) -> None:
     words = ["a;", ";", "\\;", "#{pane_id}", "$HOME", "'", "*", "", "~", "x y"]
     script = "import sys; print(sys.argv[1:]); input()"
-    pane = lab.terminal.open("a", ["/usr/bin/python3", "-c", script, *words])
+    pane = lab.terminal.open("a", ["/usr/bin/python3", "-c", script, *words], "none")
     wait_until(lambda: lab.terminal.screen_tail(pane.id) == [str(words)])
 
 
 def test_single_word_would_go_to_a_shell(lab: Lab) -> None:
     with pytest.raises(ValueError, match="shell"):
-        lab.terminal.open("a", ["/bin/true"])
+        lab.terminal.open("a", ["/bin/true"], "none")
 
 
 def test_double_start_is_refused(lab: Lab) -> None:
@@ -129,7 +129,7 @@ def test_environment_of_who_attaches_does_not_reach_the_next_program(lab: Lab) -
 
 
 def test_environment_of_our_client_does_not_reach_a_program(lab: Lab) -> None:
-    pane = lab.another_terminal(env={"SECRET": "stolen"}).open("a", ["/bin/sleep", "1000"])
+    pane = lab.another_terminal(env={"SECRET": "stolen"}).open("a", ["/bin/sleep", "1000"], "none")
     assert "stolen" not in Path(f"/proc/{pane.pid}/environ").read_text()
 
 

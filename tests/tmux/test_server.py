@@ -115,7 +115,7 @@ def test_stopped_server_is_an_error_within_bounds(lab: Lab) -> None:
     with pytest.raises(TerminalTimeoutError, match=r"no answer within 0\.2 s"):
         hasty.panes()
     with pytest.raises(TerminalTimeoutError):
-        hasty.open("a", ["/bin/sleep", "9"])
+        hasty.open("a", ["/bin/sleep", "9"], "none")
     with pytest.raises(TerminalTimeoutError):
         hasty.wait_for_server(0.1)
     assert hasty.server_pid() == server

@@ -154,7 +154,7 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         events.AgentsUnwatched(agents="a, b"),
         "agents_unwatched",
         "error",
-        "agents run on, watched by nobody: a, b (systemctl stop forge.slice would end them)",
+        "agents run on, watched by nobody: a, b (systemctl stop forge-supervisor would end them)",
     ),
     (events.StateProblem(problem="no space"), "state_problem", "error", "no space"),
     (events.SupervisorStopped(), "supervisor_stopped", "info", "stopped"),

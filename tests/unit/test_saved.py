@@ -82,5 +82,7 @@ def test_a_write_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pyt
     assert store.load()[0] == {"scout": left()}
 
 
-def test_the_boot_is_the_kernels() -> None:
-    assert saved.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def test_a_boot_is_one_of_the_kernel_and_of_the_container() -> None:
+    kernel, namespace, _ = saved.boot_id().split()
+    assert kernel == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert namespace == str(Path("/proc/self/ns/pid").stat().st_ino)
