@@ -1,9 +1,9 @@
 """Run by systemd when forge-supervisor.service is stopped: then nothing of any agent may live.
 
-Not even if the supervisor could not see to that itself, because it hung or was killed in the middle of it (then this is
 Not even if the supervisor could not see to that itself, because it hung or was killed in the middle of it (then this
 is its ExecStopPost=), or because it was not running (then it is the ExecStop= of forge-agents.service). When the
 supervisor is restarted agents live on, and the next one adopts them.
+"""
 
 from __future__ import annotations
 
