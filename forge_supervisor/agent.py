@@ -95,6 +95,8 @@ class Lifecycle(Memory):
         self.stop_exit_status = stop_exit_status
         self.changed: Callable[[], None] = lambda: None
         """Called after every change of what `memory` tells, and before anything is done that follows from it."""
+        self.beginning: Callable[[], None] = lambda: None
+        """Called when a new session is about to be launched, before that is told as a change."""
         self._runner = runner
         self._clock = clock
         self._emit = emit
@@ -361,6 +363,7 @@ class Lifecycle(Memory):
         self.start_again = self.stop_requested = self.stop_timed_out = False
         self.invocation = uuid.uuid4().hex
         self.launching = True
+        self.beginning()
         self._enter(State.STARTING)
         self._runner.launch(self.agent, self.invocation, self)
 

@@ -282,6 +282,7 @@ class Supervisor:
             stop_exit_status=self._stop_exit_status(agent),
         )
         life.changed = partial(self._changed, agent.name)
+        life.beginning = partial(self._begins, agent.name)
         self._lives[agent.name] = life
         self._runners[agent.name] = runner
         return life
@@ -314,9 +315,8 @@ class Supervisor:
         else:
             declared = Declared.of(agent, self._config)
         life = self._add(declared, left)
-        life.resume(left.life)
         self._fingerprints[name] = left.declared
-        self._save(name)
+        life.resume(left.life)
         if agent is None or not agent.enabled or (not stays and life.state is State.AUTO_RESTART):
             # Before a restart comes due that nobody wants.
             life.stop()
@@ -401,8 +401,6 @@ class Supervisor:
             )
 
     def _make_session(self, agent: Agent, invocation: str) -> Session:
-        # Not before: as long as the old one runs, that is what there is.
-        self._fingerprints[agent.name] = self._declared[agent.name].fingerprint()
         return self._session_of(self._declared[agent.name], invocation)
 
     def _session_of(self, declared: Declared, invocation: str) -> Session:
@@ -439,6 +437,10 @@ class Supervisor:
 
     def _count(self, state: State) -> int:
         return sum(life.state is state for life in self._lives.values())
+
+    def _begins(self, name: str) -> None:
+        # Not before: as long as the old session runs, what that was made of is what there is.
+        self._fingerprints[name] = self._declared[name].fingerprint()
 
     def _changed(self, name: str) -> None:
         self._save(name)
