@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from forge_supervisor.units import private_directory, properties
@@ -31,7 +32,7 @@ _START_TIMEOUT = 20
 _LATE_START_TIMEOUT = 1.0
 _STALE_TIMEOUT = 5.0
 _KILL_TIMEOUT = 5.0
-# While systemd is re-executed: seconds between tries, and after which the end of a scope is given up.
+# While systemd is re-executed: seconds between tries, and after which it is taken to be gone.
 _REEXEC_PAUSE = 0.05
 _REEXEC_PATIENCE = 5.0
 # systemd.exec(5), 'Process Exit Codes': why what systemd forked never became the program.
@@ -52,10 +53,17 @@ def manager_path() -> str:
 def own_job() -> str:
     """Name the type of the job that is queued for the unit that we are in (``stop``, ``restart`` …), or none.
 
-    Raises ManagerError. Within a running event loop only.
+    Raises ManagerError. Within a running event loop only, which stands still while systemd is re-executed.
     """
-    with Manager(manager_path()) as manager:
-        return manager.job(manager.unit_of(os.getpid()))
+    deadline = time.monotonic() + _REEXEC_PATIENCE
+    while True:
+        try:
+            with Manager(manager_path()) as manager:
+                return manager.job(manager.unit_of(os.getpid()))
+        except DisconnectedError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_REEXEC_PAUSE)
 
 
 class SystemdPlacement:
@@ -146,7 +154,9 @@ class SystemdPlacement:
     async def _enclose(self, unit: str, process: Pidfd, told: Mapping[bytes, object]) -> Scope:
         with Manager(self._manager_path) as manager:
             result = "done"
-            # It may have been made, and only the answer have been lost.
+            # It may have been made, or be about to be, and only the answer have been lost.
+            while manager.invocation(unit) is not None and manager.job(unit) == "start":  # noqa: ASYNC110
+                await asyncio.sleep(_REEXEC_PAUSE)
             if not (manager.invocation(unit) and not process.dead and manager.unit_of(process.pid) == unit):
                 await self._discard(manager, unit)
                 result = await manager.start_transient(unit, told, mode=self._mode)

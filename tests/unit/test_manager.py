@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from forge_supervisor.units import systemd
 from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
 
 if TYPE_CHECKING:
@@ -40,3 +41,33 @@ def test_no_manager_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(ManagerError, match="No such file or directory"):
         asyncio.run(wait())
+
+
+def test_a_manager_that_is_reexecuted_is_asked_again_why_we_are_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([DisconnectedError("gone"), DisconnectedError("not yet back"), "stop"])
+
+    class Stub:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def __enter__(self) -> Stub:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def unit_of(self, _pid: int) -> str:
+            return "forge-supervisor.service"
+
+        def job(self, _unit: str) -> str:
+            answer = next(answers)
+            if isinstance(answer, str):
+                return answer
+            raise answer
+
+    monkeypatch.setattr(systemd, "Manager", Stub)
+    assert systemd.own_job() == "stop"
+    monkeypatch.setattr(systemd, "_REEXEC_PATIENCE", 0)
+    answers = iter([DisconnectedError("gone")] * 2)
+    with pytest.raises(DisconnectedError):
+        systemd.own_job()
