@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -9,6 +9,7 @@ from forge_supervisor.units import systemd
 from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 GREETING = b"DATA\r\nOK 0123456789abcdef0123456789abcdef\r\nAGREE_UNIX_FD\r\n"
@@ -44,13 +45,14 @@ def test_no_manager_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_manager_that_is_reexecuted_is_asked_again_why_we_are_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([DisconnectedError("gone"), DisconnectedError("not yet back"), "stop"])
+    gone = DisconnectedError("gone")
+    answers: Iterator[DisconnectedError | str] = iter([gone, gone, "stop"])
 
     class Stub:
         def __init__(self, path: str) -> None:
             self.path = path
 
-        def __enter__(self) -> Stub:
+        def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *_: object) -> None:
@@ -68,6 +70,6 @@ def test_a_manager_that_is_reexecuted_is_asked_again_why_we_are_to_end(monkeypat
     monkeypatch.setattr(systemd, "Manager", Stub)
     assert systemd.own_job() == "stop"
     monkeypatch.setattr(systemd, "_REEXEC_PATIENCE", 0)
-    answers = iter([DisconnectedError("gone")] * 2)
+    answers = iter([gone, gone])
     with pytest.raises(DisconnectedError):
         systemd.own_job()
