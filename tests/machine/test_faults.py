@@ -689,4 +689,6 @@ def test_1000_fast_crashes_cost_nothing(stage: Stage) -> None:
         exits = stage.all_told("agent_exited", f"AGENT={name}")
         assert {ended(entry) for entry in exits[:-1]} == {f"EXIT_CODE {code}"}
         assert [int(entry["N_RESTARTS"]) for entry in exits] == list(range(len(exits)))
-    assert [entry["MESSAGE"] for entry in stage.all_told("agent_start_failed")] == []
+    # The stop comes upon some in the middle of their start.
+    failed = [entry for entry in stage.all_told("agent_start_failed") if entry["NEXT"] != "stopped as requested"]
+    assert [entry["MESSAGE"] for entry in failed] == []
