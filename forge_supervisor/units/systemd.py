@@ -149,7 +149,7 @@ class SystemdPlacement:
         except ManagerError as error:
             raise PlacementError(f"{unit} cannot be made: {error}") from error
         except TimeoutError:
-            raise PlacementError(f"{unit} was not made within {_START_TIMEOUT} s") from None
+            raise PlacementError(f"{unit} was not made in time (systemctl list-jobs tells what it waits for)") from None
 
     async def _enclose(self, unit: str, process: Pidfd, told: Mapping[bytes, object]) -> Scope:
         with Manager(self._manager_path) as manager:
