@@ -18,11 +18,11 @@ from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.plan import Plan, plan
-from forge_supervisor.policy import Result
 from forge_supervisor.realm import Realm
 from forge_supervisor.runner import SessionRunner
 from forge_supervisor.saved import Saved, boot_id
 from forge_supervisor.session import Session
+from forge_supervisor.status import summed_up
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Close
 
@@ -39,9 +39,6 @@ log = structlog.get_logger()
 _SAVE_AGAIN_SEC = 5.0
 PATIENCE = 5.0
 """Seconds that a reload waits for what it has begun: agents may take as long as they like to stop."""
-
-_MOST_NAMED = 10
-"""In the status: systemd ignores a notification of more than 4096 bytes."""
 
 
 class Supervisor:
@@ -221,18 +218,7 @@ class Supervisor:
 
     def status(self) -> str:
         """Sum up in one line: ``3 running, 1 failed: scout (exit code 1)``."""
-        parts = []
-        for state in (State.RUNNING, State.STARTING, State.STOPPING, State.AUTO_RESTART, State.INACTIVE, State.FAILED):
-            lives = [life for life in self._lives.values() if life.state is state]
-            if not lives:
-                continue
-            part = f"{len(lives)} {state}"
-            if state in {State.FAILED, State.AUTO_RESTART}:
-                part += f": {_whys(lives)}"
-            parts.append(part)
-        status = ", ".join(parts) or "no agents"
-        kept = ", ".join(sorted(self._kept)[:_MOST_NAMED])
-        return f"{status}; as before the reload: {kept}" if kept else status
+        return summed_up(self._lives.values(), self._kept)
 
     async def _is_better_kept(self, declared: Declared, all_: dict[str, Declared]) -> bool:
         name = declared.agent.name
@@ -461,16 +447,3 @@ def _stand_in(name: str, left: Saved) -> Agent:
     """Make an agent of one that is declared no more, as far as it takes to stop it."""
     keys = {"name": name, "run_as": left.run_as, "harness": "command", "command": ["-"], "restart": {"policy": "no"}}
     return Agent.model_validate({**keys, "stop_timeout_sec": left.stop_timeout_sec})
-
-
-def _whys(lives: list[Lifecycle]) -> str:
-    whys = ", ".join(f"{life.agent.name} ({_why(life)})" for life in lives[:_MOST_NAMED])
-    return whys + (f" and {len(lives) - _MOST_NAMED} more" if len(lives) > _MOST_NAMED else "")
-
-
-def _why(life: Lifecycle) -> str:
-    if life.result is Result.SUCCESS and life.start_limit_hit:
-        return "start limit hit"
-    if life.result in {Result.EXIT_CODE, Result.SIGNAL} and life.exit is not None:
-        return str(life.exit)
-    return str(life.result)
