@@ -17,8 +17,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forge_supervisor import private_directory
 from forge_supervisor.pidfd import Pidfd, birth
-from forge_supervisor.units import private_directory
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from forge_supervisor.units import private_directory, properties
+from forge_supervisor import private_directory
+from forge_supervisor.units import properties
 from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 from forge_supervisor.units.properties import scope_name, unit_name

@@ -269,7 +269,8 @@ def test_a_stop_of_a_supervisor_that_would_not_start(machine: Machine, start: Ca
     start(AGENTS)
     machine.write(CONFIG, "broken = =")
     machine.run("systemctl", "restart", UNIT, check=False)
-    machine.run("sh", "-c", f"until systemctl --quiet is-failed {UNIT}; do sleep 0.05; done")
+    ready = f"systemctl --quiet is-failed {UNIT} && systemctl --quiet is-active forge-agents.service"
+    machine.run("sh", "-c", f"until {ready}; do sleep 0.05; done")
     assert agents(machine)
     machine.run("systemctl", "stop", UNIT)
     assert machine.processes("adopted") == {}

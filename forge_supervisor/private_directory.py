@@ -1,6 +1,6 @@
 """Make a directory in /tmp that is one user's alone, though anybody may have made one of that name before.
 
-As root: ``python -I -m forge_supervisor.units.private_directory PATH UID GID``. Nothing is opened or followed; whatever
+As root: ``python -I -m forge_supervisor.private_directory PATH UID GID``. Nothing is opened or followed; whatever
 is there and is not that user's own directory gets another name.
 """
 
