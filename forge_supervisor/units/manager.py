@@ -151,9 +151,16 @@ class Manager:
 
     def job(self, unit: str) -> str:
         """Name the type of the job that is queued for a unit (``stop``, ``restart`` …); empty if there is none."""
-        number, path = self._get(_path_of(unit), _UNIT, b"Job", b"(uo)")
-        kind: bytes = self._get(path, _JOB, b"JobType", b"s") if number else b""
-        return kind.decode()
+        for _ in range(3):
+            number, path = self._get(_path_of(unit), _UNIT, b"Job", b"(uo)")
+            try:
+                kind: bytes = self._get(path, _JOB, b"JobType", b"s") if number else b""
+            except DisconnectedError:
+                raise
+            except ManagerError:
+                continue  # it is done by now, or another has replaced it
+            return kind.decode()
+        return ""
 
     def abandon(self, scope: str) -> None:
         """Leave what is in a scope alone."""
