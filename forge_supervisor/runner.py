@@ -70,6 +70,8 @@ class SessionRunner:
         elif life.state is State.STARTING:
             session.close()
             self._session = self._make_session(life.agent, life.invocation)
+            # Before its pane is used again: a process that is not its pane's any more would be one that was lost.
+            life.changed()
             await _run(self._session, life)
         else:
             session.close()

@@ -681,7 +681,7 @@ def test_1000_fast_crashes_cost_nothing(stage: Stage) -> None:
         costs.append(cost())
     for (memory, descriptors), (more_memory, more_descriptors) in zip(*costs, strict=True):
         assert more_memory < memory + 1500
-        assert more_descriptors < descriptors + 8, "of those that are on their way just now"
+        assert more_descriptors < descriptors + 50, "more than of those that are on their way, less than of 800 crashes"
     assert stage.machine.property(UNIT, "MainPID") == str(supervisor)
     assert stage.machine.property(f"forge-worker-{stage.user}.service", "MainPID") == str(worker)
     stage.assert_others_go_on()

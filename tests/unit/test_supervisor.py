@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from forge_supervisor.declared import Declared
 
 
+CAME_TO_NOTHING = 4000
+"""The pid of the first process of a pane that has ended without having been told what to run."""
+
+
 class FakeSession:
     """Runs until it is told to end; `obstinate` ones end on SIGKILL only."""
 
     def __init__(self, declared: Declared, _invocation: str, *, noted: Callable[[], None], **_: Any) -> None:
         self.noted = noted
+        self.begun: Callable[[], None] = lambda: None
         self.declared = declared
         self.agent = agent = declared.agent
         self.saved: SavedSession | None = None
@@ -49,9 +54,10 @@ class FakeSession:
         return True
 
     async def interrupted(self) -> bool:
-        return self.saved is None
+        return self.saved is None or self.saved.pid == CAME_TO_NOTHING
 
     async def launch(self) -> int:
+        self.begun()
         if self.agent.model == "broken":
             raise LaunchError("model", "is broken")
         for _ in range(self.slowness):
@@ -428,6 +434,37 @@ def test_a_launch_that_another_supervisor_had_only_begun_is_begun_anew_and_not_c
         life = other.saved()["a"].life
         assert (life.invocation, life.window[1]) == (left.life.invocation, 1)
         assert len(other.sessions["a"]) == 2, "the one that came to nothing, and its successor"
+
+    declared = config(a={})
+    play(declared, scene)
+
+
+def test_of_a_launch_that_is_begun_anew_nothing_old_is_on_disk_when_its_pane_is_used_again(play: Play) -> None:
+    """What has been in the pane before would otherwise be looked for there, and be an exit that was lost."""
+
+    async def scene(bench: Bench) -> None:
+        left = bench.saved()["a"]
+        assert left.session is not None
+        begun = left.model_copy(
+            update={
+                "life": dataclasses.replace(left.life, state=State.STARTING, launching=True, alive=False, pid=None),
+                "session": left.session.model_copy(update={"pid": CAME_TO_NOTHING}),
+            }
+        )
+        await bench.supervisor.leave()
+        bench.store.write("a", begun)
+        other = Bench(declared, bench.store)
+        on_disk: list[SavedSession | None] = []
+
+        def make(*args: Any, **rest: Any) -> FakeSession:
+            made = other.make(*args, **rest)
+            made.begun = lambda: on_disk.append(other.saved()["a"].session)
+            return made
+
+        bench.monkeypatch.setattr(supervisor, "Session", make)
+        await other.supervisor.start(other.saved())
+        assert on_disk == [None]
+        assert other.saved()["a"].session == left.session
 
     declared = config(a={})
     play(declared, scene)
