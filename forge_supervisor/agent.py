@@ -81,6 +81,8 @@ class Runner(Protocol):
 
 
 class Lifecycle(Memory):
+    """One agent's life. What happens is told before it is remembered: rather twice, by two supervisors, than never."""
+
     def __init__(
         self,
         agent: Agent,
@@ -97,6 +99,7 @@ class Lifecycle(Memory):
         """Called after every change of what `memory` tells, and before anything is done that follows from it."""
         self.beginning: Callable[[], None] = lambda: None
         """Called when a new session is about to be launched, before that is told as a change."""
+        self.since = clock.time()
         self._runner = runner
         self._clock = clock
         self._emit = emit
@@ -159,8 +162,8 @@ class Lifecycle(Memory):
                 return
             case State.AUTO_RESTART:
                 self._cancel_timer()
-                self._enter(State.INACTIVE)
                 self._emit_stopped()
+                self._enter(State.INACTIVE)
             case State.STARTING:
                 # The launch takes a bounded time, and only its end tells whether there is something to stop.
                 self.stop_requested = True
@@ -217,8 +220,6 @@ class Lifecycle(Memory):
         self.alive = True
         self.pid = pid
         self.started_at = self._clock.time()
-        if self.state is State.STARTING:
-            self._enter(State.RUNNING)
         self._emit(
             events.AgentStarted(
                 agent=self.agent.name,
@@ -228,6 +229,8 @@ class Lifecycle(Memory):
                 n_restarts=self.n_restarts,
             )
         )
+        if self.state is State.STARTING:
+            self._enter(State.RUNNING)
         if self.stop_requested:
             self._terminate()
         self.changed()
@@ -321,7 +324,6 @@ class Lifecycle(Memory):
         return ended, f"not restarted (restart policy {restart.policy})"
 
     def _settle(self, state: State) -> None:
-        self._enter(state)
         if state is State.AUTO_RESTART and not self.start_again:
             delay = restart_delay(self.agent.restart, self.n_restarts)
             self._emit(
@@ -334,7 +336,7 @@ class Lifecycle(Memory):
             self._emit_stopped()
         elif state is State.FAILED:
             self._emit_failed()
-        self.changed()
+        self._enter(state)
         if self.start_again:
             self.start_again = False
             self.start()
@@ -355,8 +357,8 @@ class Lifecycle(Memory):
         if not self._limit.allow(self._clock.time()):
             # systemd keeps the result of the last failure; the flag tells the rest.
             self.start_limit_hit = True
-            self._enter(State.FAILED)
             self._emit_failed()
+            self._enter(State.FAILED)
             return
         self.start_limit_hit = False
         self.result = Result.SUCCESS
@@ -417,5 +419,5 @@ class Lifecycle(Memory):
 
     def _enter(self, state: State) -> None:
         assert state in _TRANSITIONS[self.state], f"{self.agent.name}: no way from {self.state} to {state}"
-        self.state = state
+        self.state, self.since = state, self._clock.time()
         self.changed()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from forge_supervisor.config_control import AgentNames, Control, unknown_agents
 from forge_supervisor.config_files import ConfigError as ConfigError  # noqa: PLC0414 - part of what load() is
 from forge_supervisor.config_files import Keys, Merged, Table, dotted, key_path, merge, read
 from forge_supervisor.config_files import Problem as Problem  # noqa: PLC0414 - part of what load() is
@@ -177,6 +178,10 @@ class File(Library):
     """Keys for all agents. An agent's own win; tables (restart, env) are merged key by key."""
     agents: dict[AgentName, AgentTable] = Field(default_factory=dict, json_schema_extra=NO_OTHERS)
     """The agents, by name: a-z, 0-9 and "-", at most 48 characters. An agent stands in one file only."""
+    disabled: AgentNames = ()
+    """Agents that are not started, whatever their own tables say: what forgectl disable writes into conf.d."""
+    control: Control = Field(default_factory=Control)
+    """Who may use forgectl, beside root and the members of the group "forge"."""
     harnesses: dict[Words, HarnessSettings] = Field(default_factory=dict)
     """Settings for all agents of a harness, by the harness's name."""
 
@@ -189,6 +194,7 @@ class Config:
     agents: dict[str, Agent] = field(default_factory=dict)
     harnesses: dict[str, HarnessSettings] = field(default_factory=dict)
     library: Library = field(default_factory=Library)
+    control: Control = field(default_factory=Control)
     warnings: tuple[Problem, ...] = ()
     said: Merged = field(default_factory=lambda: Merged({}, {}, ()), repr=False, compare=False)
 
@@ -250,7 +256,25 @@ def load(path: str | os.PathLike[str], *, uid: int | None = None, harnesses: Har
     if not agents:
         problems.append(Problem("agents", "no agent is declared ([agents.NAME])", fatal=False, file=str(path)))
     settings = File.model_validate(merged.table)
-    return Config(settings.socket_name, agents, settings.harnesses, library, tuple(dict.fromkeys(problems)), merged)
+    problems += _placed_at_top(unknown_agents(settings.control, settings.disabled, agents), merged)
+    return Config(
+        settings.socket_name,
+        _without(settings.disabled, agents),
+        settings.harnesses,
+        library,
+        settings.control,
+        tuple(dict.fromkeys(problems)),
+        merged,
+    )
+
+
+def _without(disabled: Collection[str], agents: dict[str, Agent]) -> dict[str, Agent]:
+    stopped = {name: agents[name].model_copy(update={"enabled": False}) for name in disabled if name in agents}
+    return {**agents, **stopped}
+
+
+def _placed_at_top(problems: Iterable[Problem], merged: Merged) -> Iterator[Problem]:
+    return (replace(problem, file=merged.origin(tuple(problem.key.split(".")))) for problem in problems)
 
 
 def problems_of(text: str, harnesses: Harnesses) -> list[Problem]:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import grp
 import os
+import pwd
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import sdnotify
 
 from forge_supervisor import config, events, journal, units
+from forge_supervisor.control.desk import Office
+from forge_supervisor.control.rights import GROUP, Rights, rights_of
+from forge_supervisor.control.server import Server
+from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import Handshake
 from forge_supervisor.runtime import runtime_directory, state_directory
 from forge_supervisor.saved import Store
 from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from forge_supervisor.config import Config
+    from forge_supervisor.control.peer import Peer
 
 # Beyond all stop timeouts: a launch under way, SIGKILL, clearing leftovers, the tmux servers.
 STOP_MARGIN_SEC = 150
@@ -53,6 +62,8 @@ class Daemon:
         self._complaint = ""
         self._at_terminal = os.isatty(2)
         self._supervisor: Supervisor | None = None
+        self._feed = Feed()
+        self._reloading = asyncio.Lock()
 
     async def run(self) -> int:
         """Run until a signal ends it. Raises OSError or PlacementError if it cannot begin."""
@@ -66,10 +77,11 @@ class Daemon:
             placement=placement,
             handshake=self._handshake,
             store=self._store,
-            emit=journal.log,
+            emit=self._feed.emit,
             conceal=journal.conceal,
-            changed=self._tell_status,
+            changed=self._changed,
         )
+        control = self._open_control(supervisor, placement)
         watchdog = asyncio.create_task(self._feed_watchdog())
         serving = asyncio.create_task(self._serve(supervisor, placement))
         stopping = asyncio.create_task(self._stop.wait())
@@ -82,6 +94,7 @@ class Daemon:
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
         await (supervisor.leave() if leave else supervisor.stop())
+        control.close()
         self._handshake.close()
         await placement.close(leave=leave)
         watchdog.cancel()
@@ -104,24 +117,57 @@ class Daemon:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            await self._do_reload(supervisor)
+            with contextlib.suppress(config.ConfigError):  # it has been told
+                await self._do_reload(supervisor)
 
     async def _do_reload(self, supervisor: Supervisor) -> None:
-        # sd_notify(3): the time tells systemd that READY=1 answers this reload and no earlier one.
-        self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        try:
-            loaded = self._load()
-        except config.ConfigError as error:
-            journal.log(events.SupervisorReloadFailed(problem=str(error)))
-            first = error.problems[0]
-            self._complaint = f"; not reloaded: {str(first)[:500]}"
-        else:
-            self._complaint = ""
-            _warn_of(loaded)
-            await supervisor.reload(loaded)
-            self._config = loaded
+        """Raises ConfigError, and has told it."""
+        async with self._reloading:
+            # sd_notify(3): the time tells systemd that READY=1 answers this reload and no earlier one.
+            self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                loaded = self._load()
+                self._complaint = ""
+                _warn_of(loaded)
+                await supervisor.reload(loaded)
+                self._config = loaded
+            except config.ConfigError as error:
+                journal.log(events.SupervisorReloadFailed(problem=str(error)))
+                first = error.problems[0]
+                self._complaint = f"; not reloaded: {str(first)[:500]}"
+                raise
+            finally:
+                self._tell_status()
+                self._notify("READY=1")
+
+    async def _reload_by_control(self, supervisor: Supervisor, dry_run: bool) -> list[str]:  # noqa: FBT001
+        """Tell what a reload changes, having done it unless it is a dry run. Raises ConfigError."""
+        lines = supervisor.plan_of(self._load()).lines()
+        if not dry_run:
+            await self._do_reload(supervisor)
+        return lines
+
+    def _open_control(self, supervisor: Supervisor, placement: units.Placement) -> Server:
+        """Serve the operators' interface. Raises OSError."""
+
+        def rights(peer: Peer) -> Rights:
+            users = {agent.run_as for agent in supervisor.agents.values()}
+            return rights_of(
+                peer,
+                _user_of(peer.uid, users),
+                supervisor.config.control,
+                own_uid=os.geteuid(),
+                group=_gid_of(GROUP),
+            )
+
+        office = Office(supervisor, placement, self._feed, rights, partial(self._reload_by_control, supervisor))
+        server = Server(self._runtime, office)
+        server.start()
+        return server
+
+    def _changed(self, agent: str) -> None:
         self._tell_status()
-        self._notify("READY=1")
+        self._feed.changed(agent)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -163,6 +209,21 @@ class Daemon:
     def _longest_stop(self) -> int:
         timeouts = [agent.stop_timeout_sec for agent in self._config.agents.values()]
         return int(min(max(timeouts, default=0), ONE_DAY_SEC)) + STOP_MARGIN_SEC
+
+
+def _user_of(uid: int, users: Collection[str]) -> str | None:
+    """Name that user of agents, if it is one; several names may share a uid."""
+    for name in users:
+        with contextlib.suppress(KeyError):
+            if pwd.getpwnam(name).pw_uid == uid:
+                return name
+    return None
+
+
+def _gid_of(group: str) -> int | None:
+    with contextlib.suppress(KeyError):
+        return grp.getgrnam(group).gr_gid
+    return None
 
 
 def _warn_of(loaded: Config) -> None:

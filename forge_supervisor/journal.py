@@ -98,6 +98,17 @@ def log(event: Event) -> None:
     getattr(logger, event.level)(event.name, message=event.sentence(), **event.fields())
 
 
+def told(event: Event) -> MutableMapping[str, Any]:
+    """Make the fields of an event as they are logged: `event` is its name, `message` its sentence."""
+    entry: MutableMapping[str, Any] = {"event": event.name, "message": event.sentence(), **event.fields()}
+    return _concealed(None, "", _printable(None, "", _concealed(None, "", entry)))
+
+
+def shown(run_as: str, text: str) -> str:
+    """Mask and clean what a user's program shows, as it would be logged."""
+    return str(_concealed(None, "", {"run_as": run_as, "text": printable(text)})["text"])
+
+
 class _Foreign(logging.Handler):
     """Passes on what libraries log, as an event called ``log``."""
 

@@ -26,6 +26,8 @@ class Memory:
     """What has to be known of a life to go on with it. Times are seconds on its clock."""
 
     state: State = State.INACTIVE
+    since: float = 0.0
+    """When it came into this state."""
     result: Result = Result.SUCCESS
     exit: Exit | None = None
     """How the last session ended; None before that, and where it could not be started."""

@@ -87,12 +87,22 @@ class Pidfd:
 
 def birth(pid: int) -> int:
     """Tell when a process was started, in clock ticks since boot: with its pid, its identity. ProcessLookupError."""
+    return int(_stat(pid)[19])
+
+
+def parent(pid: int) -> int:
+    """Tell the parent of a process. ProcessLookupError."""
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the third on, proc(5)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"process {pid} has died") from None
-    # proc(5); the second field may hold spaces and parentheses.
-    return int(text.rpartition(b")")[2].split()[19])
+    # The second field may hold spaces and parentheses.
+    return text.rpartition(b")")[2].split()
 
 
 def _real_uid(pid: int) -> int:

@@ -16,6 +16,7 @@ from forge_supervisor.config import Agent, HarnessSettings, Library, Problem
 from forge_supervisor.config_files import key_path
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.keeper import Keeper
 from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.plan import Plan, plan
 from forge_supervisor.realm import Realm
@@ -27,7 +28,7 @@ from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from forge_supervisor.config import Config
     from forge_supervisor.handshake import Handshake
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_SAVE_AGAIN_SEC = 5.0
 PATIENCE = 5.0
 """Seconds that a reload waits for what it has begun: agents may take as long as they like to stop."""
 
@@ -51,15 +51,14 @@ class Supervisor:
         store: Store,
         emit: Callable[[events.Event], None],
         conceal: Callable[[str, Mapping[str, str], str | None], None],
-        changed: Callable[[], None],
+        changed: Callable[[str], None],
     ) -> None:
+        """`changed` is told the name of each agent of which something is not as it was."""
         self._config = config
         self._placement = placement
         self._handshake = handshake
         self._store = store
-        self._unsaved: set[str] = set()
-        """Agents of which the store has what is true no more, or nothing."""
-        self._saving_again: asyncio.TimerHandle | None = None
+        self._keeper = Keeper(store, self._state_of, emit)
         self._boot = boot_id()
         self._emit = emit
         self._conceal = conceal
@@ -72,13 +71,41 @@ class Supervisor:
         self._fingerprints: dict[str, dict[str, str]] = {}
         """Of what each agent's present session is made."""
         self._kept: set[str] = set()
-        """Agents that are not as they are declared now."""
         self._change = asyncio.Event()
         self._finding: asyncio.Future[Any] | None = None
         self._seeing: dict[str, asyncio.Task[None]] = {}
         """Changes of agents that are under way."""
         self._closing: dict[str, asyncio.Task[None]] = {}
         """What is left of users that have no agents any more."""
+
+    @property
+    def agents(self) -> Mapping[str, Agent]:
+        """All that are declared, and those that are no more and have not ended yet."""
+        going = {name: life.agent for name, life in self._lives.items() if name not in self._config.agents}
+        return {**self._config.agents, **going}
+
+    @property
+    def lives(self) -> Mapping[str, Lifecycle]:
+        """Those of all agents that are to be started, or have been."""
+        return self._lives
+
+    @property
+    def kept(self) -> Collection[str]:
+        """Agents that are not as they are declared now."""
+        return self._kept
+
+    @property
+    def config(self) -> Config:
+        """What was declared last."""
+        return self._config
+
+    @property
+    def socket_name(self) -> str:
+        return self._config.socket_name
+
+    def plan_of(self, config: Config) -> Plan:
+        """Tell what a reload would do."""
+        return plan(Declared.of_all(config), self._fingerprints)
 
     async def start(self, saved: Mapping[str, Saved]) -> None:
         """Adopt what an earlier supervisor has left, make the configuration true, and start every enabled agent.
@@ -106,7 +133,7 @@ class Supervisor:
             waiting[:] = [life for life in waiting if life.state is State.STARTING]
             return not waiting
 
-        await self._until(all_have_been_seen)
+        await self.until(all_have_been_seen)
         self._emit(events.SupervisorReady(running=self._count(State.RUNNING), failed=self._count(State.FAILED)))
 
     async def reload(self, config: Config) -> None:
@@ -193,19 +220,18 @@ class Supervisor:
             self._store.begin_to_stop()
         for life in self._lives.values():
             life.stop()
-        await self._until(lambda: all(life.state in AT_REST for life in self._lives.values()))
+        await self.until(lambda: all(life.state in AT_REST for life in self._lives.values()))
         await asyncio.gather(*(self._close_session(life.agent) for life in self._lives.values()))
         await asyncio.gather(*map(self._close_realm, list(self._realms)))
         await asyncio.gather(*self._closing.values())
         for name in self._lives:
-            self._store.remove(name)
-        self._unsaved.clear()
+            self._keeper.forget(name)
         self._store.stopped()
 
     async def leave(self) -> None:
         """Let go of every agent as it is; what another supervisor has to know has been saved all along."""
         await self._let_be()
-        self._save_again()
+        self._keeper.save_again()
         for life in self._lives.values():
             life.freeze()
         await asyncio.gather(*(runner.leave() for runner in self._runners.values()))
@@ -286,7 +312,7 @@ class Supervisor:
         if "resources" in keys and not self._runners[name].limit(declared.agent.resources):
             # Still to be done, by the next reload or the next supervisor.
             self._fingerprints[name]["resources"] = f"not {old}"
-        self._save(name)
+        self._keeper.save(name)
 
     @staticmethod
     def _stop_exit_status(agent: Agent) -> frozenset[int]:
@@ -309,12 +335,14 @@ class Supervisor:
 
     async def _find_server(self, user: str) -> None:
         with contextlib.suppress(LaunchError):  # whoever needs it is told why
-            await self._realm_of(user).server()
+            await self.realm_of(user).server()
 
-    def _save(self, name: str) -> None:
-        """Write down what another supervisor has to know of an agent."""
-        life = self._lives[name]
-        saved = Saved(
+    def _state_of(self, name: str) -> Saved | None:
+        """Tell what another supervisor has to know of an agent."""
+        life = self._lives.get(name)
+        if life is None:
+            return None
+        return Saved(
             boot=self._boot,
             socket_name=self._config.socket_name,
             run_as=life.agent.run_as,
@@ -323,24 +351,6 @@ class Supervisor:
             life=life.memory(),
             session=self._runners[name].saved,
         )
-        try:
-            self._store.write(name, saved)
-        except OSError as error:
-            if not self._unsaved:
-                text = f"the state of agents cannot be saved, so another supervisor will not know them: {error}"
-                self._emit(events.StateProblem(problem=text))
-            self._unsaved.add(name)
-            if self._saving_again is None:
-                loop = asyncio.get_running_loop()
-                self._saving_again = loop.call_later(_SAVE_AGAIN_SEC, self._save_again)
-        else:
-            self._unsaved.discard(name)
-
-    def _save_again(self) -> None:
-        """Try once more what could not be saved: of one that changes no more there is no other occasion."""
-        self._saving_again = None
-        for name in self._unsaved & self._lives.keys():
-            self._save(name)
 
     def _keep_socket_name(self, config: Config, name: str) -> Config:
         """Agents cannot move to another tmux server while they run, and one cannot attach to half of them."""
@@ -358,15 +368,14 @@ class Supervisor:
         # Should it be declared again before it has stopped, and be it by the next supervisor, that is a change.
         self._fingerprints[name] = {}
         life.stop()
-        self._save(name)
-        await self._until(lambda: life.state in AT_REST)
+        self._keeper.save(name)
+        await self.until(lambda: life.state in AT_REST)
         if self._finding is not None:
             await asyncio.shield(self._finding)
         await self._close_session(life.agent)
         for kept in (self._lives, self._runners, self._declared, self._fingerprints):
             kept.pop(name)
-        self._store.remove(name)
-        self._unsaved.discard(name)
+        self._keeper.forget(name)
         users = {other.agent.run_as for other in self._lives.values()} | {
             agent.run_as for agent in self._config.agents.values() if agent.enabled
         }
@@ -393,14 +402,14 @@ class Supervisor:
         return Session(
             declared,
             invocation,
-            realm=self._realm_of(declared.agent.run_as),
+            realm=self.realm_of(declared.agent.run_as),
             handshake=self._handshake,
             emit=self._emit,
             conceal=self._conceal,
-            noted=partial(self._save, declared.agent.name),
+            noted=partial(self._keeper.save, declared.agent.name),
         )
 
-    def _realm_of(self, user: str) -> Realm:
+    def realm_of(self, user: str) -> Realm:
         if user not in self._realms:
             self._realms[user] = Realm(
                 user,
@@ -429,11 +438,12 @@ class Supervisor:
         self._fingerprints[name] = self._declared[name].fingerprint()
 
     def _changed(self, name: str) -> None:
-        self._save(name)
+        self._keeper.save(name)
         self._change.set()
-        self._on_change()
+        self._on_change(name)
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return when it holds; it is looked at after each change of an agent."""
         while not condition():
             self._change.clear()
             await self._change.wait()

@@ -1,8 +1,5 @@
 """One user's tmux server: sessions, panes and exit statuses. Runs in the worker, as that user; every call blocks.
 
-Nothing of libtmux is seen outside. Inside, only what goes through ``Server.cmd`` is used, because that is where every
-client is bounded in time and given an exact environment: libtmux's listings (``Server.sessions``, ``Server.panes``,
-``Pane.refresh``) run tmux past it, unbounded, and ``Server.sessions`` reads some errors as "no sessions".
 Targets are exact: ``=agent-a`` for a session, ``=agent-a:`` for its pane, ``%3`` for a pane (tmux(1), COMMANDS);
 a bare ``agent-a`` would also hit ``agent-ab``.
 """
@@ -18,20 +15,20 @@ import signal
 import socket
 import stat
 import struct
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import libtmux
-from libtmux.common import tmux_cmd
+from typing import TYPE_CHECKING
 
 from forge_supervisor import TMUX_CONF, processes
+from forge_supervisor.keyboard import Keyboard
 from forge_supervisor.policy import Exit
+from forge_supervisor.tmux_client import Client, TerminalError, TerminalTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from libtmux.common import tmux_cmd
 
 # The first version that tells a death by signal (#{pane_dead_signal}).
 OLDEST = (3, 3)
@@ -56,14 +53,6 @@ _LINE_LENGTH = 500
 _LEFTOVER_GRACE = 2.0
 
 
-class TerminalError(Exception):
-    """tmux refused, or could not be asked; the text has tmux's own words."""
-
-
-class TerminalTimeoutError(TerminalError):
-    """tmux did not answer in time. What was asked may yet happen when the server goes on."""
-
-
 @dataclass(frozen=True)
 class Pane:
     """``id`` is tmux's (``%3``) and outlives a restart in place; ``pid`` is of the process last started in it."""
@@ -80,55 +69,6 @@ class _Row:
     exit: Exit | None
 
 
-class _Answer(tmux_cmd):
-    """What libtmux expects from ``Server.cmd``; the constructor of its base would run tmux, unbounded."""
-
-    def __init__(self, argv: list[str], done: subprocess.CompletedProcess[str]) -> None:
-        self.cmd = argv
-        self.returncode = done.returncode
-        self.stdout = done.stdout.removesuffix("\n").split("\n") if done.stdout else []
-        self.stderr = []
-
-
-class _Server(libtmux.Server):
-    def __init__(self, socket_name: str, *, env: Mapping[str, str], tmux: str, timeout: float) -> None:
-        super().__init__(socket_name=socket_name, tmux_bin=tmux)
-        self._env = dict(env)
-        self._tmux = tmux
-        self._timeout = timeout
-
-    def cmd(self, cmd: str, *args: Any, target: str | int | None = None) -> tmux_cmd:
-        where = () if target is None else ("-t", str(target))
-        # -N: a client must never start the server; it would live in our cgroup, with our environment.
-        # -u: without it, and in a C locale, tmux answers with '_' for all that is not ASCII.
-        return self.run("-u", "-N", f"-L{self.socket_name}", cmd, *where, *map(str, args), name=cmd)
-
-    def run(self, *args: str, name: str) -> tmux_cmd:
-        argv = [self._tmux, *args]
-        try:
-            done = subprocess.run(
-                argv,
-                env=self._env,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=self._timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise TerminalTimeoutError(f"tmux {name}: no answer within {self._timeout:g} s") from None
-        except FileNotFoundError:
-            raise TerminalError(f"{self._tmux} not found (apt-get install tmux)") from None
-        except OSError as error:
-            raise TerminalError(f"{self._tmux} cannot be run: {error.strerror}") from None
-        if done.returncode or done.stderr:
-            words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-            raise TerminalError(f"tmux {name}: {words}")
-        return _Answer(argv, done)
-
-
 class Terminal:
     """The tmux server on socket ``socket_name`` (``tmux -L``) of the user that this process runs as.
 
@@ -137,7 +77,7 @@ class Terminal:
     """
 
     def __init__(self, socket_name: str, *, env: Mapping[str, str], tmux: str = "tmux", timeout: float = 5.0) -> None:
-        self._server = _Server(socket_name, env=env, tmux=tmux, timeout=timeout)
+        self._server = Client(socket_name, env=env, tmux=tmux, timeout=timeout)
         self._timeout = timeout
         # As tmux makes it: tmux(1), option -L.
         self.socket_path = Path(env.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", socket_name)  # noqa: S108
@@ -361,6 +301,24 @@ class Terminal:
             texts.pop()
         earlier = max((n for n, text in enumerate(texts, 1) if _DEAD_LINE.fullmatch(text)), default=0)
         return texts[earlier:][-lines:]
+
+    def screen(self, agent: str) -> list[str]:
+        """Return the lines that the agent's pane shows, down to the last with text, in printable characters only."""
+        row = next((row for row in self._rows() if row.pane.agent == agent), None)
+        if row is None:
+            raise TerminalError(f"{agent} has no terminal yet")
+        answer = self._server.cmd("capture-pane", "-p", target=row.pane.id)
+        return list(map(_printable, "\n".join(answer.stdout).rstrip().splitlines()))
+
+    def send_text(self, agent: str, pid: int, text: str) -> None:
+        """Paste a text into the pane of the agent's process ``pid``, then Enter; return when the process has read it.
+
+        The text is the agent's as it is, but for control characters, which are left out.
+        """
+        row = next((row for row in self._rows() if row.pane.agent == agent and row.pane.pid == pid), None)
+        if row is None or not _lives(row):
+            raise TerminalError(f"{agent} has no live terminal")
+        Keyboard(self._server, row.pane.id).submit(text)
 
     def kill(self, agent: str) -> None:
         """Remove the agent's panes and session, if any; what runs there only gets a SIGHUP (see close_leftover)."""

@@ -145,9 +145,9 @@ def demonstration(machine: Machine, suite: str) -> bool:
             starts += "crasher started" in line
             if "crasher failed" in line:
                 failed_after = starts
-                runs_on = "while sleep 1" in " ".join(machine.processes("forge").values())
+                runs_on = "while sleep 1" in " ".join(machine.processes("forge-demo").values())
                 machine.run("systemctl", "kill", "--signal=SIGINT", "--kill-whom=main", "newcomer")
-    left = machine.processes("forge") if starts else {}
+    left = machine.processes("forge-demo") if starts else {}
     say(
         f"{suite}: ./dev run ended with {process.returncode} after {time.monotonic() - began:.0f} s; "
         f"crasher failed after {failed_after} starts, clock {'ran' if runs_on else 'did not run'} then; "

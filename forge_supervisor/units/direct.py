@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import private_directory
-from forge_supervisor.pidfd import Pidfd, birth
+from forge_supervisor.pidfd import Pidfd, birth, parent
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class DirectPlacement:
         self._runtime = runtime
         self._outputs: list[asyncio.ReadTransport] = []
         self._children: set[int] = set()
+        self._strays: set[int] = set()
         self._orphans = _Orphans(self._children) if runtime is not None else None
 
     def stopping(self) -> None:
@@ -92,15 +93,37 @@ class DirectPlacement:
             return None
         try:
             pid, born = map(int, record.read_text(encoding="ascii").split())
-            return _Stray(Pidfd(pid, user.uid, born=born))
+            stray = _Stray(Pidfd(pid, user.uid, born=born))
         except (OSError, ValueError):
             return None
+        self._strays.add(pid)
+        return stray
 
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:  # noqa: ARG002 - see Placement
         return _NoScope()
 
     def scope(self, agent: str) -> Scope:  # noqa: ARG002 - see Placement
         return _NoScope()
+
+    def scope_name(self, agent: str) -> str | None:  # noqa: ARG002
+        return None
+
+    def agent_of(self, pid: int, agents: Mapping[int, str]) -> str | None:
+        # All that agents start descends from them or, left behind, from their subreaper, which we are.
+        ours = {os.getpid(), *self._children, *self._strays}
+        try:
+            while pid > 1:
+                if pid in agents:
+                    return agents[pid]
+                if pid in ours:
+                    return ""
+                pid = parent(pid)
+        except OSError:
+            return ""
+        return None
+
+    def memory_of(self, pid: int) -> int | None:  # noqa: ARG002
+        return None
 
     async def discard(self, users: Collection[str], agents: Collection[str]) -> None:
         """Nothing tells the child of an earlier supervisor from any other process, but for what `find` finds."""

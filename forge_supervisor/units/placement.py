@@ -113,6 +113,22 @@ class Placement(Protocol):
         """Return the scope of an agent that an earlier supervisor has made; an empty one if it is gone."""
         ...
 
+    def scope_name(self, agent: str) -> str | None:
+        """Name the unit of that scope; None without systemd."""
+        ...
+
+    def agent_of(self, pid: int, agents: Mapping[int, str]) -> str | None:
+        """Name the agent from within whose session a process comes; None from outside of all that agents can reach.
+
+        `agents` has the main process of each that runs. "" for what comes from elsewhere among what agents can reach,
+        above all a tmux server, and for what cannot be told.
+        """
+        ...
+
+    def memory_of(self, pid: int) -> int | None:
+        """Return the bytes that the scope of an agent, given its main process, has in use; None if nobody counts."""
+        ...
+
     async def discard(self, users: Collection[str], agents: Collection[str]) -> None:
         """End what an earlier supervisor has left, but for the tmux servers of `users` and the scopes of `agents`.
 

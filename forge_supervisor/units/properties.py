@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from forge_supervisor.config_resources import Resources
     from forge_supervisor.units.placement import User
 
+SLICE = "forge.slice"
+"""All that agents, and what acts for them, are in."""
 # Seconds for what is left of a unit when systemd itself has to stop it.
 _STOP_BACKSTOP = 10
 # systemd.exec(5), 'Environment Variables in Spawned Processes': what a service gets unasked.
@@ -54,7 +56,7 @@ def of_service(
         b"IgnoreSIGPIPE": False,
         b"StandardOutput": b"journal",
         b"StandardError": b"journal",
-        b"Slice": b"forge.slice",
+        b"Slice": SLICE.encode(),
         b"CollectMode": b"inactive-or-failed",
         b"TimeoutStopUSec": _STOP_BACKSTOP * 1_000_000,
         # At shutdown units stop in reverse order: the supervisor sees its agents end before their terminals do.
@@ -70,7 +72,7 @@ def of_task(description: str, argv: Sequence[str]) -> dict[bytes, object]:
         b"Description": description.encode(),
         b"Type": b"oneshot",
         b"ExecStart": [(os.fsencode(argv[0]), list(map(os.fsencode, argv)), False)],
-        b"Slice": b"forge.slice",
+        b"Slice": SLICE.encode(),
         b"CollectMode": b"inactive-or-failed",
         b"TimeoutStartUSec": _STOP_BACKSTOP * 1_000_000,
         b"Before": [b"forge-supervisor.service"],
@@ -81,7 +83,7 @@ def of_scope(agent: str, pid: int, resources: Resources) -> dict[bytes, object]:
     return {
         b"Description": f"agent {agent}".encode(),
         b"PIDs": [pid],
-        b"Slice": b"forge.slice",
+        b"Slice": SLICE.encode(),
         # One that has failed stays until somebody has read why, which need not be this supervisor.
         b"CollectMode": b"inactive",
         b"TimeoutStopUSec": _STOP_BACKSTOP * 1_000_000,

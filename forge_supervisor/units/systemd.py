@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from forge_supervisor import private_directory
-from forge_supervisor.units import properties
+from forge_supervisor.units import cgroups, properties
 from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
 from forge_supervisor.units.placement import Cleared, PlacementError, check_user
 from forge_supervisor.units.properties import scope_name, unit_name
@@ -175,6 +175,15 @@ class SystemdPlacement:
         with contextlib.suppress(ManagerError), Manager(self._manager_path) as manager:
             invocation = manager.invocation(unit)
         return _SystemdScope(unit, invocation, self._manager_path)
+
+    def scope_name(self, agent: str) -> str | None:
+        return scope_name(agent)
+
+    def agent_of(self, pid: int, agents: Mapping[int, str]) -> str | None:  # noqa: ARG002
+        return cgroups.agent_of(pid)
+
+    def memory_of(self, pid: int) -> int | None:
+        return cgroups.memory_of(pid)
 
     async def discard(self, users: Collection[str], agents: Collection[str]) -> None:
         kept = {unit_name("tmux", user) for user in users}.union(map(scope_name, agents))

@@ -6,13 +6,16 @@ import contextlib
 import os
 import pwd
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import processes
 from forge_supervisor.policy import Exit
-from forge_supervisor.terminal import Terminal, TerminalError
+from forge_supervisor.terminal import Terminal
+from forge_supervisor.tmux_client import TerminalError
 from forge_supervisor.worker.messages import (
     Answer,
+    Capture,
+    Captured,
     Close,
     Collect,
     Collected,
@@ -22,6 +25,7 @@ from forge_supervisor.worker.messages import (
     Opened,
     Prepare,
     RemoveSocket,
+    Send,
     ServerFound,
     Sweep,
     Swept,
@@ -29,9 +33,12 @@ from forge_supervisor.worker.messages import (
 from forge_supervisor.worker.preparation import Preparation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from forge_supervisor.worker.messages import AnyRequest
 
 SCREEN_LINES = 20
+_MOST_LINES = 1000
 LEFTOVER_GRACE = 2.0
 """Seconds that what an agent left behind gets between SIGTERM and SIGKILL."""
 
@@ -44,26 +51,21 @@ class Actions:
     def __init__(self, terminal: Terminal, home: Path) -> None:
         self._terminal = terminal
         self._home = home
+        self._handlers: dict[type, Callable[[Any], Answer]] = {
+            FindServer: self._find_server,
+            Sweep: self._sweep,
+            Prepare: lambda request: Preparation(request, self._home).run(),
+            Open: self._open,
+            Collect: self._collect,
+            Close: self._close,
+            Capture: self._capture,
+            Send: self._send,
+            RemoveSocket: self._remove_socket,
+        }
 
     def do(self, request: AnyRequest) -> Answer:
         try:
-            match request:
-                case FindServer():
-                    return self._find_server(request)
-                case Sweep():
-                    return self._sweep(request)
-                case Prepare():
-                    return Preparation(request, self._home).run()
-                case Open():
-                    return self._open(request)
-                case Collect():
-                    return self._collect(request)
-                case Close():
-                    self._revive(request.server)
-                    self._terminal.kill(request.agent)
-                case RemoveSocket():
-                    self._terminal.remove_socket()
-            return Done()
+            return self._handlers[type(request)](request)
         except TerminalError as error:
             raise ActionError(str(error)) from error
 
@@ -103,6 +105,24 @@ class Actions:
             killed=cleared.killed,
             left=cleared.left,
         )
+
+    def _close(self, request: Close) -> Answer:
+        self._revive(request.server)
+        self._terminal.kill(request.agent)
+        return Done()
+
+    def _capture(self, request: Capture) -> Captured:
+        self._revive(request.server)
+        return Captured(screen=self._terminal.screen(request.agent)[-_MOST_LINES:])
+
+    def _send(self, request: Send) -> Answer:
+        self._revive(request.server)
+        self._terminal.send_text(request.agent, request.pid, request.text)
+        return Done()
+
+    def _remove_socket(self, _request: RemoveSocket) -> Answer:
+        self._terminal.remove_socket()
+        return Done()
 
     def _revive(self, server: int | None) -> None:
         """Have a server that lives answer: one that was stopped, or has lost its socket.

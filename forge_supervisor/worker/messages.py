@@ -236,6 +236,32 @@ class Close(Request[Done]):
     agent: str
 
 
+class Captured(Answer):
+    screen: Annotated[list[Text], Field(max_length=1000)]
+
+
+class Capture(Request[Captured]):
+    """Tell what the agent's pane shows, from its first line to the last with something on it."""
+
+    answer = Captured
+    timeout = 15.0
+    kind: Literal["capture"] = "capture"
+    server: Pid
+    agent: str
+
+
+class Send(Request[Done]):
+    """Paste a text into the pane of the agent, whose process is `pid`, then Enter; answered when it has been read."""
+
+    answer = Done
+    timeout = 30.0
+    kind: Literal["send"] = "send"
+    server: Pid
+    agent: str
+    pid: Pid
+    text: Annotated[str, Field(repr=False)]
+
+
 class RemoveSocket(Request[Done]):
     """The tmux server has been stopped: remove the socket that it leaves behind, if nobody listens on it."""
 
@@ -245,7 +271,7 @@ class RemoveSocket(Request[Done]):
 
 
 AnyRequest = Annotated[
-    FindServer | Sweep | Prepare | Open | Collect | Close | RemoveSocket, Field(discriminator="kind")
+    FindServer | Sweep | Prepare | Open | Collect | Close | Capture | Send | RemoveSocket, Field(discriminator="kind")
 ]
 
 

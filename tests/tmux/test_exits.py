@@ -15,7 +15,7 @@ from tmux_lab import Lab, wait_for_death, wait_until
 
 from forge_supervisor import terminal
 from forge_supervisor.policy import Exit
-from forge_supervisor.terminal import TerminalError
+from forge_supervisor.tmux_client import TerminalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,8 @@ from tmux_lab import Lab, wait_for_death, wait_until
 
 from forge_supervisor import processes
 from forge_supervisor.policy import Exit
-from forge_supervisor.terminal import Pane, TerminalError
+from forge_supervisor.terminal import Pane
+from forge_supervisor.tmux_client import TerminalError
 
 
 def history(lab: Lab, pane: Pane) -> str:

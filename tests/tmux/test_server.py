@@ -13,7 +13,8 @@ import pytest
 import tmux_lab
 
 from forge_supervisor import TMUX_CONF, terminal
-from forge_supervisor.terminal import Terminal, TerminalError, TerminalTimeoutError
+from forge_supervisor.terminal import Terminal
+from forge_supervisor.tmux_client import TerminalError, TerminalTimeoutError
 
 if TYPE_CHECKING:
     from pathlib import Path

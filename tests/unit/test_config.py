@@ -737,7 +737,8 @@ def uncommented() -> str:
 
 @pytest.mark.parametrize("text", [EXAMPLE.read_text(), uncommented()], ids=["as it is", "with all options"])
 def test_the_example_can_be_loaded(tmp_path: Path, text: str) -> None:
-    config = load(write(tmp_path, text.replace('run_as = "forge"', f'run_as = "{ME}"')))
+    text = re.sub('(run_as = |users = \\[)"team"', rf'\1"{ME}"', text)
+    config = load(write(tmp_path, text))
     assert config.warnings == ()
     assert len(config.agents) > 1
     assert not any(agent.enabled for agent in config.agents.values())
@@ -746,7 +747,7 @@ def test_the_example_can_be_loaded(tmp_path: Path, text: str) -> None:
 def test_the_example_holds_every_key() -> None:
     text = EXAMPLE.read_text()
     tables = {
-        *("agents", "defaults", "harnesses", "restart", "env", "permissions", "resources", "secrets"),
+        *("agents", "control", "defaults", "harnesses", "restart", "env", "permissions", "resources", "secrets"),
         *("discord", "bots", "access", "channels"),
     }
     for key, _ in properties():

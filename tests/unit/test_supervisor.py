@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from forge_supervisor import events, supervisor
+from forge_supervisor import events, keeper, supervisor
 from forge_supervisor.config import Agent, Config, HarnessSettings, Library
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import State
@@ -113,7 +113,7 @@ class Bench:
             store=store,
             emit=self.events.append,
             conceal=lambda *_: None,
-            changed=lambda: None,
+            changed=lambda _: None,
         )
 
     def make(self, declared: Declared, invocation: str, **rest: Any) -> FakeSession:
@@ -497,7 +497,7 @@ def test_a_state_that_could_not_be_written_is_written_later_though_nothing_chang
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        bench.monkeypatch.setattr(supervisor, "_SAVE_AGAIN_SEC", seconds)
+        bench.monkeypatch.setattr(keeper, "_AGAIN_SEC", seconds)
         for _ in range(2):
             with bench.monkeypatch.context() as outage:
                 outage.setattr(bench.store, "write", full)

@@ -1,0 +1,4 @@
+"""The varlink interface io.forge.Supervisor: what forgectl, and anybody's own program, asks the supervisor."""
+
+NAME = "io.forge.Supervisor"
+"""Of the interface, and of its socket in the runtime directory."""

@@ -1,0 +1,278 @@
+"""What each method of io.forge.Supervisor does, for one caller.
+
+No deferred annotations here: asyncvarlink reads them.
+"""
+
+# ruff: noqa: N802
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from asyncvarlink import VarlinkInterface, varlinkmethod
+
+from forge_supervisor import config, events, journal, version
+from forge_supervisor.agent import Lifecycle
+from forge_supervisor.config_library import meant
+from forge_supervisor.control import NAME
+from forge_supervisor.control.described import described
+from forge_supervisor.control.interface import (
+    Agent,
+    Agents,
+    BadConfiguration,
+    Disabled,
+    Event,
+    Failed,
+    Happened,
+    NoSuchAgent,
+    NotPermitted,
+    NotRunning,
+    OneAgent,
+    Plan,
+    Pong,
+    Screen,
+    TooSlow,
+)
+from forge_supervisor.control.peer import Peer
+from forge_supervisor.control.rights import Rights
+from forge_supervisor.feed import Feed
+from forge_supervisor.handshake import LaunchError
+from forge_supervisor.memory import State
+from forge_supervisor.supervisor import Supervisor
+from forge_supervisor.units import Placement
+from forge_supervisor.worker.client import WorkerError
+from forge_supervisor.worker.messages import Capture, Send
+
+MOST_BEHIND = 512
+"""What somebody who monitors may leave unread."""
+LONGEST_TEXT = 100_000
+"""Characters that can be sent to an agent at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """What all callers share."""
+
+    supervisor: Supervisor
+    placement: Placement
+    feed: Feed
+    rights: Callable[[Peer], Rights]
+    reload: Callable[[bool], Awaitable[list[str]]]
+    """Given whether to look only, returns what changes. Raises ConfigError."""
+
+    def agent_of(self, pid: int) -> str | None:
+        """As `Placement.agent_of`."""
+        lives = self.supervisor.lives.values()
+        return self.placement.agent_of(pid, {life.pid: life.agent.name for life in lives if life.alive and life.pid})
+
+    def describe(self, name: str) -> Agent:
+        """Raises KeyError."""
+        supervisor = self.supervisor
+        return described(
+            supervisor.agents[name],
+            supervisor.lives.get(name),
+            now=asyncio.get_running_loop().time(),
+            placement=self.placement,
+            socket_name=supervisor.socket_name,
+            otherwise=name in supervisor.kept,
+        )
+
+
+class Desk(VarlinkInterface, name=NAME):
+    """Coding agents that are supervised on this machine, for people and their programs."""
+
+    errors = (NoSuchAgent, NotPermitted, Disabled, NotRunning, Failed, BadConfiguration, TooSlow)
+
+    def __init__(self, office: Office, peer: Peer) -> None:
+        self._office = office
+        self._peer = peer
+        self._monitors: set[asyncio.Queue[Happened | None]] = set()
+
+    def hung_up(self) -> None:
+        """Take note that the caller is gone."""
+        for monitor in self._monitors:
+            _put(monitor, None)
+
+    @varlinkmethod
+    async def Ping(self) -> Pong:
+        """Tell the version of the supervisor, and its process. Anybody may ask that."""
+        return {"version": version(), "pid": os.getpid()}
+
+    @varlinkmethod
+    async def List(self) -> Agents:
+        """Tell of every agent that the caller may see, those that are not enabled too."""
+        return self._told(self._visible())
+
+    @varlinkmethod
+    async def Show(self, *, agent: str) -> OneAgent:
+        """Tell of one agent."""
+        (name,) = self._seen([agent])
+        return {"agent": self._office.describe(name)}
+
+    @varlinkmethod
+    async def Start(self, *, agents: list[str]) -> Agents:
+        """Start agents. Returns when each runs, or has failed to."""
+        return await self._do(agents, Lifecycle.start, _has_started)
+
+    @varlinkmethod
+    async def Stop(self, *, agents: list[str]) -> Agents:
+        """Stop agents; they stay stopped until somebody starts them. Returns when nothing of them is left."""
+        return await self._do(agents, Lifecycle.stop, _has_stopped, disabled_too=True)
+
+    @varlinkmethod
+    async def Restart(self, *, agents: list[str]) -> Agents:
+        """Stop agents that run, and start them. Returns when each runs, or has failed to."""
+        return await self._do(agents, Lifecycle.restart, _has_started)
+
+    @varlinkmethod
+    async def ResetFailed(self, *, agents: list[str]) -> Agents:
+        """Forget that agents have failed, and how often they have been started; they are not started by that."""
+        return await self._do(agents, Lifecycle.reset_failed, lambda _: True, disabled_too=True)
+
+    @varlinkmethod
+    async def Reload(self, *, dry_run: bool | None = None) -> Plan:
+        """Read the configuration and make it true; or, on a dry run, tell what that would change."""
+        rights = self._rights()
+        if not rights.everything:
+            raise NotPermitted(reason=rights.refusal)
+        try:
+            return {"plan": await self._office.reload(bool(dry_run))}
+        except config.ConfigError as error:
+            raise BadConfiguration(problems=list(map(str, error.problems))) from error
+
+    @varlinkmethod
+    async def Capture(self, *, agent: str) -> Screen:
+        """Tell what the agent's terminal shows now, in printable characters, with its secrets masked."""
+        (name,) = self._seen([agent])
+        run_as = self._office.supervisor.agents[name].run_as
+        realm = self._office.supervisor.realm_of(run_as)
+        if realm.server_pid is None:
+            raise Failed(reason=f"{name} has no terminal yet")
+        try:
+            captured = await realm.ask(Capture(agent=name, server=realm.server_pid))
+        except (WorkerError, LaunchError) as error:
+            raise Failed(reason=str(error)) from error
+        return {"screen": [journal.shown(run_as, line) for line in captured.screen]}
+
+    @varlinkmethod
+    async def Send(self, *, agent: str, text: str) -> OneAgent:
+        """Type a text into the agent's terminal, as one paste, and Enter. Returns when its program has read it."""
+        (name,) = self._acted_on([agent])
+        life = self._office.supervisor.lives.get(name)
+        if life is None or life.state is not State.RUNNING or life.pid is None:
+            raise NotRunning(agent=name, state=State.INACTIVE if life is None else life.state)
+        if len(text) > LONGEST_TEXT:
+            raise Failed(reason=f"the text has {len(text)} characters, and {LONGEST_TEXT} is the most")
+        realm = self._office.supervisor.realm_of(life.agent.run_as)
+        if realm.server_pid is None:
+            raise NotRunning(agent=name, state=life.state)
+        try:
+            await realm.ask(Send(agent=name, server=realm.server_pid, pid=life.pid, text=text))
+        except (WorkerError, LaunchError) as error:
+            raise Failed(reason=str(error)) from error
+        return {"agent": self._office.describe(name)}
+
+    @varlinkmethod(delay_generator=False)
+    async def Monitor(self) -> AsyncIterator[Happened]:
+        """Tell every agent as it is, then what happens, as it happens, and how the agent is then. Takes `more`."""
+        self._visible()  # or refuses
+        queue: asyncio.Queue[Happened | None] = asyncio.Queue(MOST_BEHIND)
+        self._monitors.add(queue)
+
+        def listen(agent: str | None, event: events.Event | None) -> None:
+            if (happened := self._happened(agent, event)) is not None:
+                _put(queue, happened)
+
+        try:
+            with self._office.feed.listening(listen):
+                for name in self._visible():
+                    yield {"event": None, "agent": self._office.describe(name)}
+                while (happened := await queue.get()) is not None:
+                    yield happened
+        finally:
+            self._monitors.discard(queue)
+        raise TooSlow
+
+    def _happened(self, agent: str | None, event: events.Event | None) -> Happened | None:
+        rights = self._rights()
+        run_as = getattr(event, "run_as", None)
+        known = self._office.supervisor.agents.get(agent) if agent is not None else None
+        if known is not None:
+            run_as = known.run_as
+        if not (rights.everything if run_as is None else rights.sees(run_as)):
+            return None
+        described = self._office.describe(known.name) if known is not None else None
+        return {"event": None if event is None else _as_told(event), "agent": described}
+
+    def _rights(self) -> Rights:
+        return self._office.rights(self._peer)
+
+    def _visible(self) -> list[str]:
+        rights = self._rights()
+        if not rights.everything and rights.user is None:
+            raise NotPermitted(reason=rights.refusal)
+        return [name for name, agent in self._office.supervisor.agents.items() if rights.sees(agent.run_as)]
+
+    def _seen(self, names: Iterable[str]) -> list[str]:
+        visible = self._visible()
+        names = list(dict.fromkeys(names))
+        for name in names:
+            if name not in visible:
+                raise NoSuchAgent(agent=name, hint=meant(name, visible).strip())
+        return names
+
+    def _acted_on(self, names: Iterable[str]) -> list[str]:
+        seen = self._seen(names)
+        rights = self._rights()
+        for name in seen:
+            if not rights.act_on(self._office.supervisor.agents[name].run_as):
+                raise NotPermitted(reason=rights.refusal)
+        return seen
+
+    async def _do(
+        self,
+        names: list[str],
+        action: Callable[[Lifecycle], None],
+        is_done: Callable[[Lifecycle], bool],
+        *,
+        disabled_too: bool = False,
+    ) -> Agents:
+        """Do it to all, or, if one of them is not to be acted on, to none; and wait."""
+        names = self._acted_on(names)
+        lives = {name: life for name, life in self._office.supervisor.lives.items() if name in names}
+        for name in names:
+            if name not in lives and not disabled_too:
+                raise Disabled(agent=name)
+        for life in lives.values():
+            action(life)
+        await self._office.supervisor.until(lambda: all(map(is_done, lives.values())))
+        return self._told(names)
+
+    def _told(self, names: Iterable[str]) -> Agents:
+        # It may have been removed by a reload while it was waited for.
+        return {"agents": [self._office.describe(name) for name in names if name in self._office.supervisor.agents]}
+
+
+def _has_started(life: Lifecycle) -> bool:
+    return life.state not in {State.STARTING, State.STOPPING} and not life.start_again
+
+
+def _has_stopped(life: Lifecycle) -> bool:
+    return life.state is not State.STOPPING
+
+
+def _put(queue: asyncio.Queue[Happened | None], item: Happened | None) -> None:
+    """Have who reads the queue read the item; if that is too much, that it is the end."""
+    if item is None or queue.full():
+        while not queue.empty():
+            queue.get_nowait()
+        item = None
+    queue.put_nowait(item)
+
+
+def _as_told(event: events.Event) -> Event:
+    told = journal.told(event)
+    fields = {name: str(value) for name, value in told.items() if name not in {"event", "message"}}
+    return Event(event.name, time.time_ns() // 1000, str(told["message"]), fields)

@@ -1,0 +1,77 @@
+"""What is typed into a pane for an agent, so that it arrives whole, and as one message. Runs in the worker; blocks.
+
+A paste in brackets (``paste-buffer -p``), and Enter by itself afterwards: in one go, or typed by ``send-keys``, some
+programs take the Enter for a line of the text, or lose it. Enter is pasted too: ``send-keys`` would go to the copy mode
+that somebody may have the pane in.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from forge_supervisor.tmux_client import TerminalError
+
+if TYPE_CHECKING:
+    from forge_supervisor.tmux_client import Client
+
+READ_TIMEOUT = 5.0
+"""Seconds that a program has to read what was typed."""
+_PAUSE = 0.02
+
+
+class Keyboard:
+    def __init__(self, client: Client, pane: str) -> None:
+        self._client = client
+        self._pane = pane
+
+    def submit(self, text: str) -> None:
+        """Type a text and Enter, and return when the pane's program has read both. Raises TerminalError."""
+        text = _typeable(text)
+        if not text.strip():
+            raise TerminalError("there is nothing to send")
+        tty = self._client.cmd("display-message", "-p", "#{pane_tty}", target=self._pane).stdout[0]
+        self._paste(text, "-p")
+        _wait_until_read(tty)
+        self._paste("\n")
+        _wait_until_read(tty)
+
+    def _paste(self, text: str, *options: str) -> None:
+        name = f"forge-{uuid.uuid4().hex}"
+        self._client.fill_buffer(name, text)
+        self._client.cmd("paste-buffer", *options, "-d", "-b", name, target=self._pane)
+
+
+def _typeable(text: str) -> str:
+    """Leave out control characters: an escape sequence would end the paste, and act on the program."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+    text = "".join(char for char in text if char in "\n\t" or char.isprintable())
+    # Programs take a backslash before Enter for a line that goes on.
+    return f"{text} " if text.endswith("\\") else text
+
+
+def _wait_until_read(tty: str) -> None:
+    """Return when the program has read all there is, twice in a row: tmux may have had more to write."""
+    try:
+        descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise TerminalError(f"{tty} cannot be opened: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + READ_TIMEOUT
+        empty = 0
+        while empty < 2:
+            time.sleep(_PAUSE)
+            (unread,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
+            empty = 0 if unread else empty + 1
+            if time.monotonic() > deadline:
+                text = f"it was typed, but the program has not read it within {READ_TIMEOUT:g} s"
+                raise TerminalError(f"{text} ({unread} bytes are left)")
+    except OSError as error:
+        raise TerminalError(f"its terminal has gone ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
