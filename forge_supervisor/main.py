@@ -42,10 +42,10 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    made = parser()
+    options = made.parse_args(arguments)
     if options.diff and not options.check:
-        parser.error("--diff goes with --check")
+        made.error("--diff goes with --check")
     if options.version:
         print(f"forge-supervisor {version()}")
         return 0
@@ -108,21 +108,21 @@ def default_config() -> Path:
     return Path(home) / "forge-supervisor/config.toml"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     described = "Supervise coding agents in tmux sessions. Without a command: run, until a signal ends it."
-    parser = argparse.ArgumentParser("forge-supervisor", description=described)
-    _add_config(parser, default_config())
-    parser.add_argument("--check", action="store_true", help="validate, print what would run, and exit")
-    parser.add_argument("--diff", action="store_true", help="with --check: print what a reload would do, too")
-    parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, and exit")
-    parser.add_argument(
+    made = argparse.ArgumentParser("forge-supervisor", description=described)
+    _add_config(made, default_config())
+    made.add_argument("--check", action="store_true", help="validate, print what would run, and exit")
+    made.add_argument("--diff", action="store_true", help="with --check: print what a reload would do, too")
+    made.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, and exit")
+    made.add_argument(
         "--log-format",
         choices=get_args(journal.LogFormat),
         default="auto",
         help="auto: journal fields where stderr is the journal, otherwise lines for people",
     )
-    parser.add_argument("--version", action="store_true", help="print the version, and exit")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+    made.add_argument("--version", action="store_true", help="print the version, and exit")
+    verbs = made.add_subparsers(dest="verb", metavar="COMMAND")
     explain = verbs.add_parser("explain", help="print how an agent is started: command, environment, files")
     explain.add_argument("agent", metavar="AGENT")
     explain.add_argument("--json", action="store_true", help="for programs")
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (explain, shell):
         # Not to undo what stood before the verb.
         _add_config(verb, argparse.SUPPRESS)
-    return parser
+    return made
 
 
 def _add_config(parser: argparse.ArgumentParser, default: Path | str) -> None:

@@ -12,21 +12,35 @@ from forge_supervisor.control import NAME
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SYSTEMS = f"/run/forge-supervisor/{NAME}"
+"""Where the supervisor of the machine listens."""
 MOST = 64 * 1024 * 1024
 """Bytes of an answer."""
 
 
-class CallError(Exception):
-    """What the supervisor answered, as a sentence; `name` is the error's without its interface."""
+class ForgectlError(Exception):
+    """Why forgectl has not done what it was asked; the text is a sentence with the way out."""
+
+    exit_code = 1
+
+
+class NoSuchAgentError(ForgectlError):
+    # As systemctl's for a unit that there is not.
+    exit_code = 4
+
+
+class CallError(ForgectlError):
+    """What the supervisor answered; `name` is the error's without its interface."""
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        self.parameters = parameters
+        if name == "NoSuchAgent":
+            self.exit_code = NoSuchAgentError.exit_code
         super().__init__(_sentence(name, parameters))
 
 
-class NotThereError(Exception):
-    """No supervisor answers; the text is a sentence with the way out."""
+class NotThereError(ForgectlError):
+    """No supervisor answers."""
 
 
 def socket_path() -> str:
@@ -36,7 +50,7 @@ def socket_path() -> str:
     own = os.path.join(os.environ.get("XDG_RUNTIME_DIR", ""), "forge-supervisor", NAME)  # noqa: PTH118
     if os.geteuid() != 0 and os.environ.get("XDG_RUNTIME_DIR") and os.path.exists(own):
         return own
-    return f"/run/forge-supervisor/{NAME}"
+    return SYSTEMS
 
 
 def call(method: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -82,7 +96,7 @@ def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
 
 def _unreachable(path: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return f"no supervisor is running ({path}): systemctl start forge-supervisor"
+        return f"no supervisor is running ({path}); systemctl status forge-supervisor tells why"
     return f"the supervisor cannot be reached on {path}: {error.strerror or error}"
 
 

@@ -1,7 +1,115 @@
-"""The command ``forgectl``."""
+"""The command ``forgectl``: each verb is imported when it is asked for, as a look at the status has to be quick."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from forge_supervisor.cli import agents, client, elsewhere, parser
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+_NAMES = "__names"
+
 
 def main() -> None:
-    raise NotImplementedError
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read it has seen enough. Not by sys.stdout: python would try to write what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit code."""
+    if list(arguments) == [_NAMES]:
+        return agents.names()
+    made = parser.make()
+    options = made.parse_args(arguments)
+    if options.verb is None and not options.version:
+        made.print_help(sys.stderr)
+        return 2
+    try:
+        if options.host is not None:
+            elsewhere.remote(options.host, _without_host(arguments), options.verb)
+        return _version() if options.version else _VERBS[options.verb](options)
+    except client.ForgectlError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def _version() -> int:
+    from forge_supervisor import version  # noqa: PLC0415 - see above
+
+    print(f"forgectl {version()}")
+    return 0
+
+
+def _without_host(arguments: Sequence[str]) -> list[str]:
+    """Leave out the first -H, in all the ways in which it can be written."""
+    left = list(arguments)
+    for place, argument in enumerate(left):
+        if argument in {"-H", "--host"}:
+            return left[:place] + left[place + 2 :]
+        if argument.startswith(("-H", "--host=")):
+            return left[:place] + left[place + 1 :]
+    return left
+
+
+def _events(options: argparse.Namespace) -> int:
+    return agents.follow_events(options) if options.follow else elsewhere.events(options)
+
+
+def _supervisors(options: argparse.Namespace) -> int:
+    """Have done what forge-supervisor does under the same name."""
+    from forge_supervisor import main as supervisor  # noqa: PLC0415 - see above
+
+    config = ["--config", options.config] if options.config else []
+    more = ["--json"] if getattr(options, "json", False) else []
+    return supervisor.run([options.verb, *config, *more, options.agent, *getattr(options, "command", ())])
+
+
+def _enabled(options: argparse.Namespace) -> int:
+    from forge_supervisor.cli import enabled  # noqa: PLC0415 - see above
+
+    return enabled.change(options)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from forge_supervisor.cli import completion  # noqa: PLC0415 - see above
+
+    print(completion.script(options.shell))
+    return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "status": agents.show_status,
+    "start": agents.act,
+    "stop": agents.act,
+    "restart": agents.act,
+    "reset-failed": agents.act,
+    "send": agents.send,
+    "screen": agents.screen,
+    "reload": agents.reload,
+    "attach": elsewhere.attach,
+    "logs": elsewhere.logs,
+    "events": _events,
+    "explain": _supervisors,
+    "shell": _supervisors,
+    "enable": _enabled,
+    "disable": _enabled,
+    "completion": _completion,
+}
+
+
+if __name__ == "__main__":
+    main()
