@@ -42,7 +42,7 @@ async def check(config: Config) -> int:
     for warning in config.warnings:
         _say(f"{warning.file}: {warning.key}: warning: {warning.text}")
     good = True
-    async with _realms(config) as realm_of:
+    async with realms(config) as realm_of:
         for agent in config.agents.values():
             good &= await _check_agent(Declared.of(agent, config), realm_of(agent.run_as)) or not agent.enabled
     return 0 if good else 1
@@ -88,7 +88,7 @@ async def seat(config: Config, name: str) -> Seat | int:
     prepared, secret = found.preparation.prepared, parts(found.preparation.secrets.values())
     for finding in prepared.findings:
         kind = "error" if finding.fatal else "warning"
-        _complain(masked(f"{kind}: {_keyed(name, finding.key, finding.text)}", secret))
+        _complain(masked(f"{kind}: {keyed(name, finding.key, finding.text)}", secret))
     if not prepared.argv:
         return 1
     env = realm.agent_environment(found.user, found.declared.agent, prepared.env, found.preparation.secrets, "")
@@ -120,30 +120,30 @@ async def _look_at(config: Config, name: str) -> _Found | int:
         _complain(f'there is no agent "{name}"{hint}')
         return NO_SUCH_AGENT
     declared = Declared.of(config.agents[name], config)
-    async with _realms(config) as realm_of:
+    async with realms(config) as realm_of:
         users = realm_of(declared.agent.run_as)
         try:
             return _Found(declared, users.user, await prepare(users, declared, dry_run=True, consult=True))
         except (LaunchError, WorkerError) as error:
-            _complain(f"{name} cannot be started: {_reason(name, error)}")
+            _complain(f"{name} cannot be started: {reason(name, error)}")
             return 1
 
 
 @contextlib.asynccontextmanager
-async def _realms(config: Config) -> AsyncIterator[Callable[[str], Realm]]:
-    """Give workers of our own, which end with us."""
+async def realms(config: Config) -> AsyncIterator[Callable[[str], Realm]]:
+    """Give each user, by name, a worker of our own, which ends with us. Within a running event loop only."""
     placement = DirectPlacement()
-    realms: dict[str, Realm] = {}
+    opened: dict[str, Realm] = {}
 
     def realm_of(user: str) -> Realm:
-        if user not in realms:
-            realms[user] = Realm(user, placement, config.socket_name, _ignore)
-        return realms[user]
+        if user not in opened:
+            opened[user] = Realm(user, placement, config.socket_name, _ignore)
+        return opened[user]
 
     try:
         yield realm_of
     finally:
-        await asyncio.gather(*(opened.close() for opened in realms.values()))
+        await asyncio.gather(*(one.close() for one in opened.values()))
         await placement.close(leave=False)
 
 
@@ -151,10 +151,9 @@ async def _check_agent(declared: Declared, users: Realm) -> bool:
     agent = declared.agent
     head = f"{agent.name}: {agent.harness} as {agent.run_as}" + ("" if agent.enabled else ", disabled")
     try:
-        await users.ask(FindServer(wait=False))
-        preparation = await prepare(users, declared, dry_run=True, consult=True)
+        preparation = await consult(users, declared)
     except (LaunchError, WorkerError) as error:
-        _say(f"{head}\n  cannot be started: {_reason(agent.name, error)}")
+        _say(f"{head}\n  cannot be started: {reason(agent.name, error)}")
         return False
     prepared, secret = preparation.prepared, parts(preparation.secrets.values())
     _say(head)
@@ -162,12 +161,19 @@ async def _check_agent(declared: Declared, users: Realm) -> bool:
         _say(masked(f"  in {prepared.cwd}: {shlex.join(prepared.argv)}", secret))
     for finding in prepared.findings:
         kind = "cannot be started" if finding.fatal else "warning"
-        _say(masked(f"  {kind}: {_keyed(agent.name, finding.key, finding.text)}", secret))
+        _say(masked(f"  {kind}: {keyed(agent.name, finding.key, finding.text)}", secret))
     return not any(finding.fatal for finding in prepared.findings)
 
 
-def _reason(agent: str, error: LaunchError | WorkerError) -> str:
-    return _keyed(agent, error.problem.key, error.problem.text) if isinstance(error, LaunchError) else str(error)
+async def consult(users: Realm, declared: Declared) -> Preparation:
+    """Find out all that would keep an agent from its work, writing nothing. Raises LaunchError and WorkerError."""
+    await users.ask(FindServer(wait=False))
+    return await prepare(users, declared, dry_run=True, consult=True)
+
+
+def reason(agent: str, error: LaunchError | WorkerError) -> str:
+    """Say why an agent cannot be started, with the key that it is about."""
+    return keyed(agent, error.problem.key, error.problem.text) if isinstance(error, LaunchError) else str(error)
 
 
 def _say(line: str) -> None:
@@ -179,7 +185,8 @@ def _complain(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
-def _keyed(agent: str, key: str, text: str) -> str:
+def keyed(agent: str, key: str, text: str) -> str:
+    """Put the key that a sentence is about before it."""
     return f"{key_path(agent, key)}: {text}" if key else text
 
 

@@ -92,9 +92,9 @@ def _supervise(loaded: Config, path: Path) -> int:
         return EX_TEMPFAIL
 
 
-def load(path: Path) -> Config:
-    """Read the configuration, with what the installed harnesses say of it. Raises ConfigError."""
-    loaded = config.load(path, harnesses=harness.HARNESSES)
+def load(path: Path, *, uid: int | None = None) -> Config:
+    """Read the configuration, with what the installed harnesses say of it; `uid` as config.load(). Raises ConfigError."""
+    loaded = config.load(path, uid=uid, harnesses=harness.HARNESSES)
     idle = [name for name in loaded.harnesses if name not in harness.names()]
     text = f"no such harness is installed (installed: {', '.join(harness.names())})"
     warnings = [config.Problem(f"harnesses.{name}", text, fatal=False, file=str(path)) for name in idle]

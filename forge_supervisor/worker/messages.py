@@ -129,6 +129,8 @@ class Prepared(Answer):
     findings: Annotated[list[Finding], Field(max_length=10_000)]
     written: Annotated[list[Written], Field(max_length=10_000)] = []
     """With dry_run: what would be written."""
+    version: String = ""
+    """Of the harness's program, where it was asked for that."""
 
 
 class WorkersSecret(Message):

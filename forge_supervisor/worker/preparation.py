@@ -69,7 +69,7 @@ class Preparation:
         if self._request.consult:
             self._note(program.consult(subject, plan))
         self._check_cwd(plan)
-        self._check_version(program, plan)
+        version = self._version(program, plan)
         return Prepared(
             argv=list(plan.argv),
             cwd=str(plan.cwd),
@@ -77,6 +77,7 @@ class Preparation:
             secrets=self._secrets,
             findings=self._findings,
             written=[*_written(plan)] if self._request.dry_run else [],
+            version=version,
         )
 
     def _read_secrets(self) -> None:
@@ -111,19 +112,21 @@ class Preparation:
         if not os.access(plan.cwd, os.X_OK):
             raise _FatalError("cwd", f"{plan.cwd} cannot be entered by {self._agent.run_as} (chmod it)")
 
-    def _check_version(self, program: Harness, plan: LaunchPlan) -> None:
+    def _version(self, program: Harness, plan: LaunchPlan) -> str:
         meant = self._settings.version
-        if meant is None:
-            return
+        # A program that is the agent's own may take no notice of --version, and begin its work.
+        if meant is None and (not self._request.consult or "command" in program.honours):
+            return ""
+        seen = ""
         try:
             seen = program.version(plan)
         except (OSError, subprocess.SubprocessError) as error:
             text = f"{plan.argv[0]} does not tell its version ({error}), and {meant} was meant"
         else:
-            if seen == meant:
-                return
             text = f"{plan.argv[0]} is version {seen}, and {meant} was meant (install that, or change the key)"
-        self._findings.append(Finding(key=f"harnesses.{self._agent.harness}.version", text=text, fatal=False))
+        if meant not in {None, seen}:
+            self._findings.append(Finding(key=f"harnesses.{self._agent.harness}.version", text=text, fatal=False))
+        return seen
 
     def _note(self, problems: Iterable[Problem]) -> None:
         self._findings += [Finding(key=found.key, text=found.text, fatal=found.fatal) for found in problems]
