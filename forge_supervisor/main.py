@@ -93,7 +93,10 @@ def _supervise(loaded: Config, path: Path) -> int:
 
 
 def load(path: Path, *, uid: int | None = None) -> Config:
-    """Read the configuration, with what the installed harnesses say of it; `uid` as config.load(). Raises ConfigError."""
+    """Read the configuration, with what the installed harnesses say of it; `uid` as in config.load().
+
+    Raises ConfigError.
+    """
     loaded = config.load(path, uid=uid, harnesses=harness.HARNESSES)
     idle = [name for name in loaded.harnesses if name not in harness.names()]
     text = f"no such harness is installed (installed: {', '.join(harness.names())})"
