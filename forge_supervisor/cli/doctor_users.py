@@ -72,7 +72,8 @@ def groups(scene: Scene, user: User) -> Iterator[Finding]:
     names = {group: _group_name(group) for group in user.groups}
     powerful = [name for name in names.values() if name in POWERFUL]
     for name in powerful:
-        fix = f"gpasswd -d {user.name} {name}"
+        # Processes keep the groups that they were started with, credentials(7).
+        fix = f"gpasswd -d {user.name} {name}, and restart what runs as {user.name}, its tmux server included"
         if names[user.gid] == name:
             fix = f"groupadd {user.name}; usermod -g {user.name} {user.name}"
         if not scene.system:

@@ -139,7 +139,8 @@ CASES = {
     ),
     "in-sudo": Case(
         "usermod -aG sudo patient", "user patient", "warning",
-        'patient is in the group "sudo": its agents may become root', "gpasswd -d patient sudo",
+        'patient is in the group "sudo": its agents may become root',
+        "gpasswd -d patient sudo, and restart what runs as patient, its tmux server included",
     ),
     "closed-python": Case(
         "chmod o-x /opt/forge-supervisor", "user patient", "problem",

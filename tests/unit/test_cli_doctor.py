@@ -90,7 +90,7 @@ def test_a_check_that_fails_is_a_problem_and_what_it_found_before_counts() -> No
     assert second.fix
 
 
-@pytest.mark.parametrize("sentence,text,fix", [  # noqa: PT006 - as elsewhere
+@pytest.mark.parametrize(("sentence", "text", "fix"), [
     ("no such user (useradd -m team)", "no such user", "useradd -m team"),
     ("is closed (see: namei -l /x (y))", "is closed", "see: namei -l /x (y)"),
     ("not logged in: run `sudo -iu team claude auth login`", "not logged in", "sudo -iu team claude auth login"),
@@ -133,7 +133,14 @@ def test_a_program_runs_as_the_user_with_its_groups_alone() -> None:
     assert {*map(int, said[2].split())} == set(user.groups)
 
 
-def test_everything_is_looked_at_in_order(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where a configuration may be, whoever runs the tests."""
+    trusted: Path = request.getfixturevalue("roots") if ROOT else tmp_path
+    return trusted
+
+
+def test_everything_is_looked_at_in_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
 
     def look(name: str) -> Any:
@@ -146,22 +153,22 @@ def test_everything_is_looked_at_in_order(roots: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor, "_SYSTEM", (("tmux", look("tmux")),))
     monkeypatch.setattr(doctor_users, "checks", lambda _, user: [look(f"user {user}")])
     monkeypatch.setattr(doctor_agents, "agent", lambda *args: look(f"agent {args[2]}")())
-    path = write(roots, RUN_AS + ONE + ONE.replace("scout", "idle") + "enabled = false\n")
+    path = write(place, RUN_AS + ONE + ONE.replace("scout", "idle") + "enabled = false\n")
     (found,) = doctor.examine(HERE, path)
     assert found == ok("configuration", f"{path} is right; agents declared: 2, enabled: 1")
     assert looked == ["tmux", f"user {SOMEBODY.pw_name}", "agent scout"]
 
 
 def test_without_a_configuration_the_machine_is_looked_at_all_the_same(
-    roots: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_SYSTEM", (("tmux", lambda _: [ok("tmux", "there")]),))
-    statuses = [(one.check, one.status) for one in doctor.examine(HERE, roots / "none.toml")]
+    statuses = [(one.check, one.status) for one in doctor.examine(HERE, place / "none.toml")]
     assert statuses == [("configuration", "problem"), ("tmux", "ok"), ("agents", "skipped")]
 
 
-def test_every_problem_of_the_configuration_is_one(roots: Path) -> None:
-    path = write(roots, "colour = 1\n" + RUN_AS + ONE.replace("command =", "comand ="))
+def test_every_problem_of_the_configuration_is_one(place: Path) -> None:
+    path = write(place, "colour = 1\n" + RUN_AS + ONE.replace("command =", "comand ="))
     config, found = doctor_agents.configuration(HERE, path)
     assert config is None
     assert {one.status for one in found} == {"problem"}
@@ -169,8 +176,8 @@ def test_every_problem_of_the_configuration_is_one(roots: Path) -> None:
     assert any(one.text.startswith(f"{path}: colour: unknown key") for one in found)
 
 
-def test_warnings_of_the_configuration_are_some(roots: Path) -> None:
-    path = write(roots, f'disabled = ["scuot"]\n{RUN_AS}{ONE}')
+def test_warnings_of_the_configuration_are_some(place: Path) -> None:
+    path = write(place, f'disabled = ["scuot"]\n{RUN_AS}{ONE}')
     config, (first, second) = doctor_agents.configuration(HERE, path)
     assert config is not None
     assert first.status == "ok"
@@ -181,8 +188,8 @@ def test_warnings_of_the_configuration_are_some(roots: Path) -> None:
     )
 
 
-def test_a_configuration_that_others_may_write_is_a_problem_with_a_command(roots: Path) -> None:
-    path = write(roots, RUN_AS + ONE)
+def test_a_configuration_that_others_may_write_is_a_problem_with_a_command(place: Path) -> None:
+    path = write(place, RUN_AS + ONE)
     path.chmod(0o646)
     _, found = doctor_agents.configuration(HERE, path)
     assert problem("configuration", f"{path}: everybody may write it", f"chmod o-w {path}") in found

@@ -80,7 +80,7 @@ def bare(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-@pytest.mark.parametrize("says,built,words", [  # noqa: PT006 - as elsewhere
+@pytest.mark.parametrize(("says", "built", "words"), [
     ("tmux 3.3a", "libutempter.so.0", "loses deaths; the supervisor asks for them again"),
     ("tmux 3.3a", "", "is version 3.3"),
     ("tmux 3.6", "libutempter.so.0", "is version 3.6"),
@@ -93,7 +93,7 @@ def test_a_tmux_that_is_new_enough_is_fine(machine: Machine, says: str, built: s
     assert found.text.endswith(words)
 
 
-@pytest.mark.parametrize("says,words", [("tmux 3.2a", "tmux 3.2a is too old"), ("huh", "cannot read the version")])  # noqa: PT006
+@pytest.mark.parametrize(("says", "words"), [("tmux 3.2a", "tmux 3.2a is too old"), ("huh", "cannot read the version")])
 def test_a_tmux_that_is_too_old_is_a_problem(machine: Machine, says: str, words: str) -> None:
     machine.file("usr/local/bin/tmux", f"#!/bin/sh\necho {says}\n")
     (found,) = doctor_system.tmux(machine.scene())
@@ -162,7 +162,7 @@ def test_limits_hold_with_both_controllers(machine: Machine) -> None:
     assert found.status == "ok"
 
 
-@pytest.mark.parametrize("there,words", [  # noqa: PT006
+@pytest.mark.parametrize(("there", "words"), [
     ("", "no controller memory and pids is delegated"),
     ("cpu pids\n", "no controller memory is delegated"),
 ])  # fmt: skip
@@ -198,7 +198,7 @@ def test_a_machine_without_a_bus_is_a_warning(machine: Machine, monkeypatch: pyt
     assert [one.status for one in doctor_system.bus(machine.scene(system=False))] == ["ok"]
 
 
-@pytest.mark.parametrize("answer,is_root,member,status,words", [  # noqa: PT006
+@pytest.mark.parametrize(("answer", "is_root", "member", "status", "words"), [
     (Answer(0, "{}\n", ""), True, False, "ok", "entries of forge-supervisor.service can be read"),
     (Answer(0, "", ""), True, False, "ok", "has no entry"),
     (Answer(0, "", ""), False, True, "ok", "has no entry"),
@@ -297,7 +297,7 @@ VERDICTS = {
 }
 
 
-@pytest.mark.parametrize("differs,found", VERDICTS.values(), ids=VERDICTS)  # noqa: PT006
+@pytest.mark.parametrize(("differs", "found"), VERDICTS.values(), ids=VERDICTS)
 def test_a_service_is_judged_by_what_systemd_says(machine: Machine, differs: dict[str, str], found: Finding) -> None:
     machine.show("forge-supervisor.service", **(GOOD | differs))
     assert list(doctor_service.unit(machine.scene())) == [found]
@@ -319,7 +319,7 @@ def test_systemctl_that_fails_raises_with_its_words(machine: Machine) -> None:
 DOWN = "it is not active, so a stop does not end the agents of a supervisor that is down"
 
 
-@pytest.mark.parametrize("agents,supervisor,found", [  # noqa: PT006
+@pytest.mark.parametrize(("agents", "supervisor", "found"), [
     ({}, "active", ok(AGENTS, "it is active")),
     ({"ActiveState": "inactive"}, "inactive", ok(AGENTS, "it is installed, and starts with the supervisor")),
     ({"ActiveState": "inactive"}, "active", warning(AGENTS, DOWN, "systemctl start forge-agents.service")),
@@ -397,7 +397,7 @@ def test_a_supervisor_that_hangs_does_not_hang_the_doctor(
     assert socket.getdefaulttimeout() is None
 
 
-@pytest.mark.parametrize("booted,fix", [(True, START), (False, "forge-supervisor")])  # noqa: PT006
+@pytest.mark.parametrize(("booted", "fix"), [(True, START), (False, "forge-supervisor")])
 def test_a_supervisor_that_does_not_run_is_to_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, booted: Any, fix: str
 ) -> None:

@@ -75,7 +75,8 @@ def test_a_group_that_makes_agents_powerful_is_a_warning(
     user = units.User("team", 1001, 1, (1, 2, 3), "/home/team", "/bin/sh")
     (found,) = doctor_users.groups(kernel.scene(), user)
     text = f'team is in the group "{group}": {doctor_users.POWERFUL[group]}'
-    assert found == warning(CHECK, text, f"gpasswd -d team {group}")
+    assert (found.check, found.status, found.text) == (CHECK, "warning", text)
+    assert found.fix.startswith(f"gpasswd -d team {group}, and restart")
 
 
 def test_a_primary_group_is_left_in_another_way(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_a_home_that_is_a_file_is_a_problem(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("how", ["-w", "-x"])
-@pytest.mark.parametrize("mode,fix", [  # noqa: PT006
+@pytest.mark.parametrize(("mode", "fix"), [
     (0o500, "chmod u+rwx /home/team"),
     (0o700, "namei -l /home/team shows which directory it may not enter"),
 ])  # fmt: skip
@@ -157,7 +158,7 @@ def test_what_another_user_may_do_takes_root(kernel: Kernel, monkeypatch: pytest
     assert list(doctor_users.space(scene, team())) == []
 
 
-@pytest.mark.parametrize("shell,status,words", [  # noqa: PT006
+@pytest.mark.parametrize(("shell", "status", "words"), [
     ("/bin/bash", None, ""),
     ("/bin/gone", "warning", "is missing"),
     ("/sbin/nologin", "ok", "lets nobody in"),
@@ -202,7 +203,7 @@ def test_the_tmux_directory_is_its_own_or_not_there(kernel: Kernel, mode: int | 
     assert tmux(kernel, mode=mode).status == "ok"
 
 
-@pytest.mark.parametrize("mode,status", [  # noqa: PT006
+@pytest.mark.parametrize(("mode", "status"), [
     (0o701, "problem"), (0o755, "problem"), (0o600, "problem"), (0o770, "warning"),
 ])  # fmt: skip
 def test_a_tmux_directory_that_is_open_is_closed_by_its_owner(kernel: Kernel, mode: int, status: str) -> None:

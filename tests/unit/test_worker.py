@@ -251,6 +251,29 @@ def test_another_version_than_was_meant_is_a_warning(real_env: dict[str, str]) -
     assert "0.0 was meant" in finding.text
 
 
+def program(directory: Path, says: str) -> Path:
+    """A program that says that, and notes the arguments that it was run with."""
+    path = directory / "program"
+    path.write_text(f'#!/bin/sh\necho "$@" >>{directory}/asked\necho "{says}"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_who_is_consulted_tells_its_version_too(real_env: dict[str, str], tmp_path: Path) -> None:
+    settings = HarnessSettings(binary=str(program(tmp_path, "9.9.9 (Claude Code)")))
+    claude = agent(harness="claude-code", role="x")
+    prepared = ask_real(real_env, Prepare.of(claude, settings, Library(), dry_run=True, consult=True))
+    assert prepared.version == "9.9.9"
+    assert ask_real(real_env, Prepare.of(claude, settings, Library(), dry_run=True)).version == ""
+
+
+def test_an_agents_own_program_is_not_run_to_ask_it_anything(real_env: dict[str, str], tmp_path: Path) -> None:
+    own = agent(command=(str(program(tmp_path, "1.0")),))
+    prepared = ask_real(real_env, Prepare.of(own, HarnessSettings(), Library(), dry_run=True, consult=True))
+    assert prepared.version == ""
+    assert not (tmp_path / "asked").exists()
+
+
 def test_a_message_about_what_is_no_text_gets_through() -> None:
     finding = Finding(key="run_as", text=os.fsdecode(b"/home/\xff is odd") + "!" * 9999, fatal=True)
     assert finding.text.startswith("/home/\\udcff is odd!!")
