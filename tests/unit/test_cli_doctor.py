@@ -118,6 +118,19 @@ def test_programs_have_no_terminal_of_ours() -> None:
     assert session == pid
 
 
+def test_programs_do_not_read_what_was_meant_for_us() -> None:
+    reading, writing = os.pipe()
+    before = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        os.write(writing, b"ours\n")
+        assert ask(["head", "-n", "1"]).out == ""
+    finally:
+        os.dup2(before, 0)
+        for descriptor in (reading, writing, before):
+            os.close(descriptor)
+
+
 def test_a_program_that_is_missing_is_an_answer() -> None:
     answer = ask(["no-such-program"])
     assert (answer.code, answer.err) == (127, "no-such-program is not installed")
@@ -269,5 +282,11 @@ def test_an_ordinary_user_without_a_supervisor_of_its_own_looks_at_the_systems(
     monkeypatch.setattr(doctor, "socket_path", lambda: "/run/forge-supervisor/io.forge.Supervisor")
     assert doctor.scene_of(None) == (Scene(system=True, is_root=False), system)
     assert doctor.scene_of(tmp_path / "x") == (Scene(system=False, is_root=False), tmp_path / "x")
+    with monkeypatch.context() as none:
+        none.setattr(doctor, "SYSTEM_CONFIG", tmp_path / "none/config.toml")
+        assert doctor.scene_of(None) == (Scene(system=False, is_root=False), own)
+    with monkeypatch.context() as running:
+        running.setattr(doctor, "socket_path", lambda: "/run/user/1000/forge-supervisor/io.forge.Supervisor")
+        assert doctor.scene_of(None) == (Scene(system=False, is_root=False), own)
     own.touch()
     assert doctor.scene_of(None) == (Scene(system=False, is_root=False), own)

@@ -193,6 +193,7 @@ def test_a_machine_without_a_bus_is_a_warning(machine: Machine, monkeypatch: pyt
     assert [one.fix for one in doctor_system.bus(machine.scene())] == ["apt-get install dbus"]
     assert [one.fix for one in doctor_system.bus(machine.scene(system=False))] == ["apt-get install dbus-user-session"]
     machine.file("run/dbus/system_bus_socket")
+    assert [one.status for one in doctor_system.bus(machine.scene(system=False))] == ["warning"]
     machine.file("run/user/1000/bus")
     assert list(doctor_system.bus(machine.scene())) == [ok("bus", "D-Bus is at /run/dbus/system_bus_socket")]
     assert [one.status for one in doctor_system.bus(machine.scene(system=False))] == ["ok"]

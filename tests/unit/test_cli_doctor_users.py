@@ -155,12 +155,14 @@ def test_what_another_user_may_do_takes_root(kernel: Kernel, monkeypatch: pytest
         (found,) = look(scene, team())
         assert found.status == "skipped"
         assert found.text.endswith("(run it as root)")
+    kernel.df = {str(kernel.root / "home/team"): "x\n1 1 1 1\n"}
     assert list(doctor_users.space(scene, team())) == []
 
 
 @pytest.mark.parametrize(("shell", "status", "words"), [
     ("/bin/bash", None, ""),
     ("/bin/gone", "warning", "is missing"),
+    ("/sbin", "warning", "is missing"),
     ("/sbin/nologin", "ok", "lets nobody in"),
 ])  # fmt: skip
 def test_a_shell_is_needed_by_people(kernel: Kernel, shell: str, status: str | None, words: str) -> None:
