@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forge_supervisor import TMUX_CONF, events, units
+from forge_supervisor import events, units
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.harness import search_path
 from forge_supervisor.pidfd import Pidfd
+from forge_supervisor.tmux_conf import TMUX_CONF
 from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import FindServer, RemoveSocket, Sweep
 

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor import TMUX_CONF, processes
+from forge_supervisor import processes
 from forge_supervisor.keyboard import Keyboard
 from forge_supervisor.policy import Exit
 from forge_supervisor.tmux_client import Client, TerminalError, TerminalTimeoutError
+from forge_supervisor.tmux_conf import TMUX_CONF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor import TMUX_CONF
 from forge_supervisor.terminal import Pane, Terminal
+from forge_supervisor.tmux_conf import TMUX_CONF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

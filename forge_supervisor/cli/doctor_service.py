@@ -117,7 +117,7 @@ def supervisor(scene: Scene) -> Iterator[Finding]:
         with _bounded():
             told = client.call("Ping")
     except client.NotThereError as error:
-        text = str(error).removesuffix(": systemctl start forge-supervisor")
+        text = str(error).removesuffix("; systemctl status forge-supervisor tells why")
         yield problem("supervisor", text, start if text != str(error) else restart)
         return
     except client.CallError as error:

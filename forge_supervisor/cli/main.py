@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from forge_supervisor.cli import agents, client, elsewhere, parser
+from forge_supervisor.cli import agents, client, parser
 
 if TYPE_CHECKING:
     import argparse
@@ -33,13 +33,15 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
     if list(arguments) == [_NAMES]:
         return agents.names()
-    made = parser.make()
+    made = parser.make(arguments[0] if arguments and arguments[0] in parser.VERBS else None)
     options = made.parse_args(arguments)
     if options.verb is None and not options.version:
         made.print_help(sys.stderr)
         return 2
     try:
         if options.host is not None:
+            from forge_supervisor.cli import elsewhere  # noqa: PLC0415 - see above
+
             elsewhere.remote(options.host, _without_host(arguments), options.verb)
         return _version() if options.version else _VERBS[options.verb](options)
     except client.ForgectlError as error:
@@ -65,8 +67,14 @@ def _without_host(arguments: Sequence[str]) -> list[str]:
     return left
 
 
+def _elsewhere(options: argparse.Namespace) -> int:
+    from forge_supervisor.cli import elsewhere  # noqa: PLC0415 - see above
+
+    return {"attach": elsewhere.attach, "logs": elsewhere.logs, "events": elsewhere.events}[options.verb](options)
+
+
 def _events(options: argparse.Namespace) -> int:
-    return agents.follow_events(options) if options.follow else elsewhere.events(options)
+    return agents.follow_events(options) if options.follow else _elsewhere(options)
 
 
 def _supervisors(options: argparse.Namespace) -> int:
@@ -82,6 +90,20 @@ def _enabled(options: argparse.Namespace) -> int:
     from forge_supervisor.cli import enabled  # noqa: PLC0415 - see above
 
     return enabled.change(options)
+
+
+def _watch(_options: argparse.Namespace) -> int:
+    from forge_supervisor.cli import watch  # noqa: PLC0415 - see above
+
+    return watch.run()
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from pathlib import Path  # noqa: PLC0415 - see above
+
+    from forge_supervisor.cli import doctor  # noqa: PLC0415 - see above
+
+    return doctor.run(Path(options.config) if options.config else None, as_json=options.json)
 
 
 def _completion(options: argparse.Namespace) -> int:
@@ -100,13 +122,15 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "send": agents.send,
     "screen": agents.screen,
     "reload": agents.reload,
-    "attach": elsewhere.attach,
-    "logs": elsewhere.logs,
+    "attach": _elsewhere,
+    "logs": _elsewhere,
     "events": _events,
     "explain": _supervisors,
     "shell": _supervisors,
     "enable": _enabled,
     "disable": _enabled,
+    "watch": _watch,
+    "doctor": _doctor,
     "completion": _completion,
 }
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 import tmux_lab
 
-from forge_supervisor import TMUX_CONF, terminal
+from forge_supervisor import terminal
 from forge_supervisor.terminal import Terminal
 from forge_supervisor.tmux_client import TerminalError, TerminalTimeoutError
+from forge_supervisor.tmux_conf import TMUX_CONF
 
 if TYPE_CHECKING:
     from pathlib import Path
