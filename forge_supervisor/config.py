@@ -16,6 +16,7 @@ from forge_supervisor.config_control import AgentNames, Control, unknown_agents
 from forge_supervisor.config_files import ConfigError as ConfigError  # noqa: PLC0414 - part of what load() is
 from forge_supervisor.config_files import Keys, Merged, Table, dotted, key_path, merge, read
 from forge_supervisor.config_files import Problem as Problem  # noqa: PLC0414 - part of what load() is
+from forge_supervisor.config_hooks import OnEvent, OnEvents, hook_problems
 from forge_supervisor.config_library import Library as Library  # noqa: PLC0414 - part of a Config
 from forge_supervisor.config_library import shared_bots, unknown_references
 from forge_supervisor.config_resources import Resources
@@ -182,6 +183,8 @@ class File(Library):
     """Agents that are not started, whatever their own tables say: what forgectl disable writes into conf.d."""
     control: Control = Field(default_factory=Control)
     """Who may use forgectl, beside root and the members of the group "forge"."""
+    on_event: OnEvents = ()
+    """Commands that are run when something happens to an agent. All of them stand in one file."""
     harnesses: dict[Words, HarnessSettings] = Field(default_factory=dict)
     """Settings for all agents of a harness, by the harness's name."""
 
@@ -195,6 +198,7 @@ class Config:
     harnesses: dict[str, HarnessSettings] = field(default_factory=dict)
     library: Library = field(default_factory=Library)
     control: Control = field(default_factory=Control)
+    hooks: tuple[OnEvent, ...] = ()
     warnings: tuple[Problem, ...] = ()
     said: Merged = field(default_factory=lambda: Merged({}, {}, ()), repr=False, compare=False)
 
@@ -251,11 +255,9 @@ def load(path: str | os.PathLike[str], *, uid: int | None = None, harnesses: Har
     library = _library(merged.table)
     agents, found = ({}, []) if unread else _agents(merged, usual, library, uid, harnesses or Harnesses())
     problems += found
-    if fatal := [problem for problem in problems if problem.fatal]:
-        raise ConfigError(fatal)
+    settings = _settings(problems, merged, uid)
     if not agents:
         problems.append(Problem("agents", "no agent is declared ([agents.NAME])", fatal=False, file=str(path)))
-    settings = File.model_validate(merged.table)
     problems += _placed_at_top(unknown_agents(settings.control, settings.disabled, agents), merged)
     return Config(
         settings.socket_name,
@@ -263,9 +265,24 @@ def load(path: str | os.PathLike[str], *, uid: int | None = None, harnesses: Har
         settings.harnesses,
         library,
         settings.control,
+        settings.on_event,
         tuple(dict.fromkeys(problems)),
         merged,
     )
+
+
+def _settings(problems: list[Problem], merged: Merged, uid: int) -> File:
+    """Read what is no agent's, adding what is wrong with it. Raises ConfigError if anything at all is fatal."""
+    _raise_fatal(problems)
+    settings = File.model_validate(merged.table)
+    problems += hook_problems(settings.on_event, merged.origin(("on_event",)), uid)
+    _raise_fatal(problems)
+    return settings
+
+
+def _raise_fatal(problems: Iterable[Problem]) -> None:
+    if fatal := [problem for problem in problems if problem.fatal]:
+        raise ConfigError(fatal)
 
 
 def _without(disabled: Collection[str], agents: dict[str, Agent]) -> dict[str, Agent]:

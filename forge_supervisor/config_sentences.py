@@ -72,6 +72,8 @@ def _kind(value: object) -> str:
 def _unknown(keys: Keys, schema: type[BaseModel]) -> str:
     table: Any = schema
     for key in keys[:-1]:
+        if isinstance(key, int):  # a place in a list of tables, which are all alike
+            continue
         table = _model_of(table.model_fields[str(key)].annotation if _is_model(table) else get_args(table)[1])
     known = list(table.model_fields)
     inner = dict(_inner_keys(table))

@@ -194,16 +194,17 @@ def _allowed_user(name: str, info: ValidationInfo) -> str:
     uid = (info.context or {}).get("uid")
     if uid is None:
         return name
-    if name == "root" or _uid_of(name) == 0:
+    if name == "root" or uid_of(name) == 0:
         raise ValueError("an agent cannot run as root (give it a user of its own: useradd -m NAME)")
-    if uid != 0 and _uid_of(name) != uid:
+    if uid != 0 and uid_of(name) != uid:
         raise ValueError(
             "only root can run agents as other users (run forge-supervisor as root, or leave run_as out)",
         )
     return name
 
 
-def _uid_of(name: str) -> int | None:
+def uid_of(name: str) -> int | None:
+    """Return None if there is no such user."""
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -213,7 +214,7 @@ def _uid_of(name: str) -> int | None:
 _SOMETHING = r"\S"
 AGENT_NAME = "^[a-z0-9][a-z0-9-]{0,47}$"
 _SOCKET = "^[A-Za-z0-9_-]{1,64}$"
-_USER = "^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,30}[A-Za-z0-9_.$-]?$"  # is_valid_user_name() of shadow's useradd(8)
+USER = "^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,30}[A-Za-z0-9_.$-]?$"  # is_valid_user_name() of shadow's useradd(8)
 _VARIABLE = "^[A-Za-z_][A-Za-z0-9_]*$"
 _PLACE = "^~?/"
 _SEARCHED = "^~?/[^:]*$"
@@ -226,7 +227,7 @@ SENTENCES = {
     _SOMETHING: "must not be empty",
     AGENT_NAME: 'an agent\'s name has at most 48 of a-z, 0-9 and "-", and begins with a letter or digit',
     _SOCKET: 'must be made of letters, digits, "_" and "-" (at most 64)',
-    _USER: 'must be a user\'s name: letters, digits, "_", "." and "-" (at most 32)',
+    USER: 'must be a user\'s name: letters, digits, "_", "." and "-" (at most 32)',
     _VARIABLE: 'a variable\'s name is made of letters, digits and "_", and begins with no digit',
     _PLACE: "must be an absolute path, or begin with ~/ (the agent's home)",
     _SEARCHED: 'must be an absolute path, or begin with ~/, and hold no ":"',
@@ -245,7 +246,7 @@ Text = Annotated[str, AfterValidator(_no_nul)]
 Words = Annotated[str, Field(pattern=_SOMETHING), AfterValidator(_no_nul)]
 AgentName = Annotated[str, Field(pattern=AGENT_NAME)]
 SocketName = Annotated[str, Field(pattern=_SOCKET)]
-UserName = Annotated[str, Field(pattern=_USER), AfterValidator(_allowed_user)]
+UserName = Annotated[str, Field(pattern=USER), AfterValidator(_allowed_user)]
 VariableName = Annotated[str, Field(pattern=_VARIABLE), AfterValidator(_not_set_by_us)]
 Place = Annotated[str, Field(pattern=_PLACE), AfterValidator(_no_nul)]
 LibraryName = Annotated[str, Field(pattern=_LIBRARY)]
@@ -270,17 +271,17 @@ SearchPath = Annotated[
     WithJsonSchema({"type": "array", "items": {"type": "string", "pattern": _SEARCHED}, "minItems": 1}),
 ]
 
-_SPAN = {"type": "string", "pattern": "^[0-9.][0-9A-Za-zµμ. ]*$"}
+SPAN: dict[str, JsonValue] = {"type": "string", "pattern": "^[0-9.][0-9A-Za-zµμ. ]*$"}
 _ENDLESS = {"const": "infinity"}
 _SECONDS = {"type": "number", "minimum": 0}
-Duration = Annotated[float, PlainValidator(_finite), WithJsonSchema({"anyOf": [_SECONDS, _SPAN]})]
-Interval = Annotated[float, PlainValidator(duration), WithJsonSchema({"anyOf": [_SECONDS, _SPAN, _ENDLESS]})]
+Duration = Annotated[float, PlainValidator(_finite), WithJsonSchema({"anyOf": [_SECONDS, SPAN]})]
+Interval = Annotated[float, PlainValidator(duration), WithJsonSchema({"anyOf": [_SECONDS, SPAN, _ENDLESS]})]
 Timeout = Annotated[
     float,
     PlainValidator(_timeout),
-    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, _SPAN, _ENDLESS]}),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, SPAN, _ENDLESS]}),
 ]
-Limit = Annotated[float | None, PlainValidator(_limit), WithJsonSchema({"anyOf": [_SECONDS, _SPAN, _ENDLESS]})]
+Limit = Annotated[float | None, PlainValidator(_limit), WithJsonSchema({"anyOf": [_SECONDS, SPAN, _ENDLESS]})]
 Statuses = Annotated[
     ExitStatuses,
     PlainValidator(_exit_statuses),

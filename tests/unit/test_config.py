@@ -737,7 +737,7 @@ def uncommented() -> str:
 
 @pytest.mark.parametrize("text", [EXAMPLE.read_text(), uncommented()], ids=["as it is", "with all options"])
 def test_the_example_can_be_loaded(tmp_path: Path, text: str) -> None:
-    text = re.sub('(run_as = |users = \\[)"team"', rf'\1"{ME}"', text)
+    text = re.sub('(run_as = |users = \\[|user = )"team"', rf'\1"{ME}"', text)
     config = load(write(tmp_path, text))
     assert config.warnings == ()
     assert len(config.agents) > 1
@@ -748,10 +748,10 @@ def test_the_example_holds_every_key() -> None:
     text = EXAMPLE.read_text()
     tables = {
         *("agents", "control", "defaults", "harnesses", "restart", "env", "permissions", "resources", "secrets"),
-        *("discord", "bots", "access", "channels"),
+        *("discord", "bots", "access", "channels", "on_event"),
     }
     for key, _ in properties():
-        table = rf"^#?\[(.*\.)?{key}[.\]]"
+        table = rf"^#?\[+(.*\.)?{key}[.\]]"
         written = table if key in tables else rf"{table}|^#?{key} = "
         assert re.search(written, text, re.MULTILINE), key
 
