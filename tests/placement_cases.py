@@ -26,7 +26,7 @@ from forge_supervisor.units.manager import Manager
 from forge_supervisor.units.systemd import manager_path
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 TIMEOUT = 30
 HOSTILE_ARGUMENTS = ["$HOME ${HOME} $$ %h %% a\\b \"q\" 'x'", "", "-", "é\n\t*"]
@@ -202,6 +202,61 @@ async def many_start_at_once(placement: Placement, user: User) -> None:
     assert await asyncio.gather(*(one(n) for n in range(8))) == [b"%d\n" % n for n in range(8)]
 
 
+@contextlib.contextmanager
+def text_file(text: bytes) -> Iterator[int]:
+    descriptor = os.memfd_create("text")
+    try:
+        os.write(descriptor, text)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def errand(placement: Placement, user: User, script: str, text: bytes = b"") -> None:
+    with text_file(text) as stdin:
+        env = {"PATH": "/usr/bin:/bin"}
+        await placement.complete("errand", user, ["/bin/sh", "-c", script], env=env, stdin=stdin, within=TIMEOUT)
+
+
+async def an_errand_reads_what_it_is_given_and_may_end_at_once(placement: Placement, user: User) -> None:
+    before = descriptors()
+    for _ in range(3):
+        await errand(placement, user, '[ "$(cat)" = told ] && [ "$(pwd)" = / ]', b"told")
+        await errand(placement, user, f'[ "$(id -u)" = {user.uid} ]')
+        # As programs do that take the name of a file.
+        await errand(placement, user, '[ "$(cat /dev/stdin)" = told ]', b"told")
+    await placement.close(leave=False)
+    await asyncio.sleep(0)
+    assert descriptors() == before
+
+
+async def an_errand_that_fails_says_how(placement: Placement, user: User) -> None:
+    for script, how in (("exit 3", "exit code 3"), ("kill -KILL $$", "signal 9"), ("kill $$", "signal 15")):
+        with pytest.raises(PlacementError, match=how):
+            await errand(placement, user, script)
+    with text_file(b"") as stdin, pytest.raises(PlacementError, match="/nowhere/program"):
+        await placement.complete("errand", user, ["/nowhere/program"], env={}, stdin=stdin, within=TIMEOUT)
+
+
+async def an_errand_that_takes_too_long_is_ended_with_all_its_children(placement: Placement, user: User) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    line = Line(ours)
+    with ours:
+        with theirs:
+            argv = ["/bin/sh", "-c", "sleep 1000 & echo $! >&0; wait"]
+            ending = asyncio.create_task(
+                placement.complete(
+                    "errand", user, argv, env={"PATH": "/usr/bin:/bin"}, stdin=theirs.fileno(), within=1
+                )
+            )
+            child = Death(int(await line.read()))
+        with pytest.raises(PlacementError, match="it had not ended after 1 s, and was ended"):
+            await ending
+        await asyncio.to_thread(child.wait)
+
+
 CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
     case.__name__: case
     for case in (
@@ -216,6 +271,9 @@ CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
         a_program_that_cannot_be_executed_is_an_error_that_names_it,
         descriptors_are_not_leaked_and_names_are_free_again,
         many_start_at_once,
+        an_errand_reads_what_it_is_given_and_may_end_at_once,
+        an_errand_that_fails_says_how,
+        an_errand_that_takes_too_long_is_ended_with_all_its_children,
     )
 }
 
@@ -286,6 +344,28 @@ async def a_unit_has_these_properties(placement: Placement, user: User) -> None:
     assert await systemctl("list-units", "--all", "--no-legend", "forge-case-*") == ""
 
 
+async def an_errand_that_is_cancelled_comes_to_its_end(placement: Placement, user: User) -> None:
+    """Hooks outlive a supervisor that is restarted, and the next one waits with one of that name."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    line = Line(ours)
+    with ours:
+        argv = ["/bin/sh", "-c", "echo up >&0; read line; echo done >&0"]
+        doing = asyncio.create_task(
+            placement.complete("errand", user, argv, env={}, stdin=theirs.fileno(), within=TIMEOUT)
+        )
+        assert await line.read() == b"up\n"
+        theirs.close()
+        doing.cancel()
+        await asyncio.wait([doing])
+        unit = f"forge-errand-{user.name}.service"
+        assert "Type=oneshot\nActiveState=activating" in await systemctl("show", "-p", "Type,ActiveState", unit)
+        assert "forge-supervisor" not in await systemctl("show", "-p", "Before", unit)
+        another = asyncio.create_task(errand(placement, user, "true"))
+        assert await line.read_all() == b"done\n"
+        await another
+
+
 async def systemd_may_be_reexecuted_at_any_time(placement: Placement, user: User) -> None:
     script = "trap '' TERM; echo up >&0; while :; do sleep 0.1; done"
     async with shell(placement, user, script, env={"PATH": "/usr/bin:/bin"}) as (process, line):
@@ -352,6 +432,7 @@ SYSTEMD_CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
         an_unknown_user_of_systemd_is_an_error,
         it_says_two_lines,
         a_unit_has_these_properties,
+        an_errand_that_is_cancelled_comes_to_its_end,
         systemd_may_be_reexecuted_at_any_time,
         a_unit_has_not_ended_because_systemd_reloads,
         asking_for_units_that_are_gone_costs_no_memory,

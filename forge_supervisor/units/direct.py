@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import private_directory
 from forge_supervisor.pidfd import Pidfd, birth, parent
-from forge_supervisor.units.placement import Cleared, PlacementError, check_user
+from forge_supervisor.policy import Exit
+from forge_supervisor.units.placement import Cleared, PlacementError, check_user, ran_out
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 # Seconds for the kernel to end what got SIGKILL.
 _KILL_TIMEOUT = 5.0
+# Seconds for what was to be done long ago to end on SIGTERM.
+_ERRAND_GRACE = 2.0
 _LONGEST_LINE = 8192
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -56,6 +59,27 @@ class DirectPlacement:
     async def run(
         self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int | None = None
     ) -> Process:
+        process = await self._begin(name, user, argv, env, stdin)
+        self._remember(name, user, process.pid)
+        return process
+
+    async def complete(
+        self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int, within: float
+    ) -> None:
+        process = await self._begin(name, user, argv, env, stdin)
+        try:
+            status = await process.status(within)
+        finally:
+            # Whoever cancels this leaves nothing behind: here nobody else would end it.
+            await process.stop(_ERRAND_GRACE)
+        if status is None:
+            raise PlacementError(ran_out(within))
+        if status:
+            raise PlacementError(str(Exit(code=status) if status > 0 else Exit(signal=-status)))
+
+    async def _begin(
+        self, name: str, user: User, argv: Sequence[str], env: Mapping[str, str], stdin: int | None
+    ) -> _Child:
         check_user(user)
         output, theirs = os.pipe()
         try:
@@ -68,7 +92,6 @@ class DirectPlacement:
         self._children.add(child.pid)
         process = _Child(child, self._children)
         await self._log_output(output, name, user.name)
-        self._remember(name, user, child.pid)
         return process
 
     async def make_private(self, path: Path, user: User) -> None:
@@ -170,9 +193,14 @@ class _Child:
         self._child = child
         self._siblings = siblings
         loop = asyncio.get_running_loop()
-        self._ended = loop.create_future()
+        self._ended: asyncio.Future[int] = loop.create_future()
         self._pidfd = os.pidfd_open(child.pid)
         loop.add_reader(self._pidfd, self._reap)
+
+    async def status(self, within: float) -> int | None:
+        """Return its exit code, or its signal as a negative number; None if it lives longer than `within` seconds."""
+        await asyncio.wait([self._ended], timeout=within)
+        return self._ended.result() if self._ended.done() else None
 
     async def stop(self, grace: float) -> None:
         if not self._ended.done():
@@ -190,9 +218,9 @@ class _Child:
         # As a service's cgroup is cleared when its main process has ended. Until it is reaped nobody else gets its
         # number, so that this is its group for sure.
         self._kill_group()
-        self._child.wait()
+        status = self._child.wait()
         self._siblings.discard(self.pid)
-        self._ended.set_result(None)
+        self._ended.set_result(status)
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

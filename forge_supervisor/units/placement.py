@@ -47,6 +47,11 @@ def check_user(user: User) -> None:
         raise PlacementError(f"only root may start processes as {user.name}")
 
 
+def ran_out(within: float) -> str:
+    """Say what became of a process that had only so many seconds."""
+    return f"it had not ended after {within:g} s, and was ended"
+
+
 class Process(Protocol):
     pid: int
     unit: str
@@ -91,6 +96,17 @@ class Placement(Protocol):
 
         `name` says what it is to that user (worker, tmux). `argv[0]` is an absolute path. `stdin` is a descriptor that
         stays the caller's to close; /dev/null by default. What the process writes goes to the journal, or to our log.
+        """
+        ...
+
+    async def complete(
+        self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int, within: float
+    ) -> None:
+        """Run a process as `run` does, and return when it has ended well.
+
+        Raises PlacementError if it cannot be started, or ends with another exit code than 0, or by a signal, or has not
+        ended `within` so many seconds and therefore is ended, with all that belongs to it. Where it outlives the
+        supervisor its time is limited nevertheless.
         """
         ...
 

@@ -66,6 +66,18 @@ def of_service(
     }
 
 
+def of_errand(
+    name: str, user: User, argv: Sequence[str], env: Mapping[str, str], inherited: Sequence[str], within: float
+) -> dict[bytes, object]:
+    """Give those of a service that does one thing `within` so many seconds, and is done when that is.
+
+    The supervisor's own start does not wait for it, as it would if this came before that: it may outlive a supervisor.
+    """
+    service = of_service(name, user, argv, env, inherited)
+    del service[b"Before"]
+    return {**service, b"Type": b"oneshot", b"TimeoutStartUSec": round(within * 1_000_000)}
+
+
 def of_task(description: str, argv: Sequence[str]) -> dict[bytes, object]:
     """Give those of a service that does one thing, as root, and is done when that is."""
     return {

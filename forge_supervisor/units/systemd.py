@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import private_directory
+from forge_supervisor.policy import Exit
 from forge_supervisor.units import cgroups, properties
 from forge_supervisor.units.manager import DisconnectedError, Manager, ManagerError
-from forge_supervisor.units.placement import Cleared, PlacementError, check_user
+from forge_supervisor.units.placement import Cleared, PlacementError, check_user, ran_out
 from forge_supervisor.units.properties import scope_name, unit_name
 
 if TYPE_CHECKING:
@@ -104,6 +105,27 @@ class SystemdPlacement:
         except TimeoutError:
             text = f"{unit} was not started within {_START_TIMEOUT} s (systemctl list-jobs tells what it waits for)"
             raise PlacementError(text) from None
+
+    async def complete(
+        self, name: str, user: User, argv: Sequence[str], *, env: Mapping[str, str], stdin: int, within: float
+    ) -> None:
+        check_user(user)
+        unit = unit_name(name, user.name)
+        try:
+            with Manager(self._manager_path) as manager:
+                # What an earlier supervisor has begun under that name is to come to its end, for which it has its time.
+                await manager.ended(unit, manager.invocation(unit))
+                told = properties.of_errand(name, user, argv, env, manager.environment(), within)
+                told[b"StandardInputFileDescriptor"] = stdin
+                # systemd ends it in time; no limit of ours, and whoever cancels this leaves it to that.
+                result = await manager.start_transient(unit, told, mode=self._mode)
+                ended = manager.changes(unit)
+        except DisconnectedError as error:
+            raise PlacementError(f"how {unit} ended is not known: {error}") from error
+        except ManagerError as error:
+            raise PlacementError(f"{unit} cannot be run: {error}") from error
+        if result != "done":
+            raise PlacementError(f"{_ending(result, ended, argv[0], within)} ({_see(unit)})")
 
     async def make_private(self, path: Path, user: User) -> None:
         if os.geteuid() != 0:
@@ -283,6 +305,16 @@ async def _start(
     status = changes.get(b"ExecMainStatus", 0)
     why = _EXEC_FAILURES.get(status, f"status {status}").format(program=program)
     raise PlacementError(f"{unit} did not start: {why} (job {result}, result {outcome}; {_see(unit)})")
+
+
+def _ending(job: str, ended: Mapping[bytes, Any], program: str, within: float) -> str:
+    """Say how a unit ended that has not ended well, by its last properties."""
+    result, status = ended.get(b"Result", b"?").decode(), ended.get(b"ExecMainStatus", 0)
+    if result == "timeout":
+        return ran_out(within)
+    if result == "exit-code":
+        return _EXEC_FAILURES.get(status, str(Exit(code=status))).format(program=program)
+    return str(Exit(signal=status)) if result == "signal" else f"job {job}, result {result}"
 
 
 def _see(unit: str) -> str:
