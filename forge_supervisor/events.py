@@ -381,6 +381,35 @@ class WorkerLost(Event):
         return f"worker of {self.run_as} was lost: {self.reason}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookFailed(AgentEvent):
+    """A command of [[on_event]], `hook`, was not run for that agent as user `hook_user`, or has not ended well."""
+
+    name = "hook_failed"
+    _level = "warning"
+
+    hook: str
+    hook_user: str
+    hook_event: str
+    problem: str
+
+    def sentence(self) -> str:
+        return f"the hook {self.hook} ({self.hook_event} of {self.agent}, as {self.hook_user}) failed: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HooksDropped(Event):
+    """More is waiting to be told to hooks than `most`, so the oldest of it never will be."""
+
+    name = "hooks_dropped"
+    _level = "error"
+
+    most: int
+
+    def sentence(self) -> str:
+        return f"hooks are too slow: more than {self.most} wait to be run, and the oldest are dropped"
+
+
 def duration(seconds: float) -> str:
     """Render a duration for people: ``0.04 s``, ``12.5 s``, ``60 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if math.isinf(seconds):

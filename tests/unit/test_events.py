@@ -188,6 +188,18 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         "warning",
         "worker of team was lost: no answer in 10 s",
     ),
+    (
+        events.HookFailed(**WHO, hook="/bin/page", hook_user="pager", hook_event="failed", problem="exit code 1"),
+        "hook_failed",
+        "warning",
+        "the hook /bin/page (failed of scout, as pager) failed: exit code 1",
+    ),
+    (
+        events.HooksDropped(most=100),
+        "hooks_dropped",
+        "error",
+        "hooks are too slow: more than 100 wait to be run, and the oldest are dropped",
+    ),
 ]
 
 
@@ -225,6 +237,8 @@ def test_fields_are_an_interface() -> None:
         "tmux_server_started": {"run_as", "pid"},
         "tmux_server_lost": {"run_as", "pid"},
         "worker_lost": {"run_as", "reason"},
+        "hook_failed": agent | {"hook", "hook_user", "hook_event", "problem"},
+        "hooks_dropped": {"most"},
     }
 
 
