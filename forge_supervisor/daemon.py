@@ -18,8 +18,12 @@ from forge_supervisor import config, events, journal, units
 from forge_supervisor.control.desk import Office
 from forge_supervisor.control.rights import GROUP, Rights, rights_of
 from forge_supervisor.control.server import Server
+from forge_supervisor.counts import Counts
 from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import Handshake
+from forge_supervisor.hooks import Hooks
+from forge_supervisor.memory import State
+from forge_supervisor.metrics_server import MetricsServer
 from forge_supervisor.runtime import runtime_directory, state_directory
 from forge_supervisor.saved import Store
 from forge_supervisor.supervisor import Supervisor
@@ -81,9 +85,10 @@ class Daemon:
             conceal=journal.conceal,
             changed=self._changed,
         )
-        control = self._open_control(supervisor, placement)
+        hooks = Hooks(placement, lambda: supervisor.config.hooks, self._feed.emit)
+        doors = await self._open(supervisor, placement, hooks)
         watchdog = asyncio.create_task(self._feed_watchdog())
-        serving = asyncio.create_task(self._serve(supervisor, placement))
+        serving = asyncio.create_task(self._serve(supervisor, placement, hooks))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         # Without systemd nobody starts another one.
@@ -94,7 +99,7 @@ class Daemon:
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
         await (supervisor.leave() if leave else supervisor.stop())
-        control.close()
+        await doors.aclose()
         self._handshake.close()
         await placement.close(leave=leave)
         watchdog.cancel()
@@ -104,10 +109,11 @@ class Daemon:
             raise outcome
         return 0
 
-    async def _serve(self, supervisor: Supervisor, placement: units.Placement) -> None:
+    async def _serve(self, supervisor: Supervisor, placement: units.Placement, hooks: Hooks) -> None:
         saved, problems = self._store.load()
         for problem in problems:
             journal.log(events.StateProblem(problem=problem))
+        hooks.begin({name for name, left in saved.items() if left.life.state is State.FAILED})
         # What no file tells of is watched by nobody, and would run beside what is started now.
         await placement.discard({left.run_as for left in saved.values()}, saved)
         await supervisor.start(saved)
@@ -147,8 +153,25 @@ class Daemon:
             await self._do_reload(supervisor)
         return lines
 
-    def _open_control(self, supervisor: Supervisor, placement: units.Placement) -> Server:
-        """Serve the operators' interface. Raises OSError."""
+    async def _open(
+        self, supervisor: Supervisor, placement: units.Placement, hooks: Hooks
+    ) -> contextlib.AsyncExitStack:
+        """Open all that operators and their programs have of the supervisor. Raises OSError."""
+        doors = contextlib.AsyncExitStack()
+        doors.push_async_callback(hooks.close)
+        office = self._office(supervisor, placement)
+        control = Server(self._runtime, office)
+        control.start()
+        doors.callback(control.close)
+        counts = Counts()
+        metrics = MetricsServer(self._runtime, partial(_scraped, office, counts))
+        await metrics.start()
+        doors.push_async_callback(metrics.close)
+        for listener in (counts.heard, hooks.heard):
+            doors.enter_context(self._feed.listening(listener))
+        return doors
+
+    def _office(self, supervisor: Supervisor, placement: units.Placement) -> Office:
 
         def rights(peer: Peer) -> Rights:
             users = {agent.run_as for agent in supervisor.agents.values()}
@@ -160,10 +183,7 @@ class Daemon:
                 group=_gid_of(GROUP),
             )
 
-        office = Office(supervisor, placement, self._feed, rights, partial(self._reload_by_control, supervisor))
-        server = Server(self._runtime, office)
-        server.start()
-        return server
+        return Office(supervisor, placement, self._feed, rights, partial(self._reload_by_control, supervisor))
 
     def _changed(self, agent: str) -> None:
         self._tell_status()
@@ -209,6 +229,13 @@ class Daemon:
     def _longest_stop(self) -> int:
         timeouts = [agent.stop_timeout_sec for agent in self._config.agents.values()]
         return int(min(max(timeouts, default=0), ONE_DAY_SEC)) + STOP_MARGIN_SEC
+
+
+def _scraped(office: Office, counts: Counts) -> tuple[str, bytes]:
+    """Give what is scraped, and its content type."""
+    from forge_supervisor import metrics  # noqa: PLC0415 - it takes memory, so not before somebody asks for it
+
+    return metrics.CONTENT_TYPE, metrics.exposed([office.describe(name) for name in office.supervisor.agents], counts)
 
 
 def _user_of(uid: int, users: Collection[str]) -> str | None:

@@ -1,0 +1,113 @@
+"""Serves GET /metrics on a Unix socket, to anybody: states and counts, and nothing secret.
+
+HTTP as far as it takes for that: one request a connection. Nobody keeps others from being served for long, or the
+supervisor from its work, whatever they send, or do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+log = structlog.get_logger()
+
+NAME = "metrics.sock"
+MOST_CLIENTS = 16
+"""Connections; further ones are closed at once."""
+LONGEST_HEAD = 8192
+"""Bytes of a request, up to the empty line."""
+TIMEOUT = 5.0
+"""Seconds for a connection from its first moment to its last."""
+
+
+class MetricsServer:
+    """Listens in `directory`, which only the supervisor may write. `scrape` gives the content type, and the content."""
+
+    def __init__(self, directory: Path, scrape: Callable[[], tuple[str, bytes]]) -> None:
+        self._path = directory / NAME
+        self._scrape = scrape
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None] | None] = set()
+
+    async def start(self) -> None:
+        """Raises OSError."""
+        self._path.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listening.bind(os.fspath(self._path))
+            self._path.chmod(0o666)
+            self._server = await asyncio.start_unix_server(
+                self._serve, sock=listening, limit=LONGEST_HEAD, backlog=MOST_CLIENTS
+            )
+        except BaseException:
+            listening.close()
+            raise
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+        clients = [task for task in self._clients if task is not None]
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= MOST_CLIENTS:
+            writer.transport.abort()
+            return
+        client = asyncio.current_task()
+        self._clients.add(client)
+        # So that the time for reading an answer is up, too.
+        writer.transport.set_write_buffer_limits(0)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                writer.write(await self._answer(reader))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, EOFError):  # it was too slow (TimeoutError), or has hung up
+            pass
+        finally:
+            writer.transport.abort()
+            self._clients.discard(client)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        """Read a request, and make the answer. Raises EOFError."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        words = head.split(b"\r\n", 1)[0].split(b" ")
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            return _response(HTTPStatus.BAD_REQUEST)
+        method, target, _ = words
+        if target.partition(b"?")[0] != b"/metrics":
+            return _response(HTTPStatus.NOT_FOUND)
+        if method != b"GET":
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, more="Allow: GET\r\n")
+        try:
+            kind, content = self._scrape()
+        except Exception:
+            log.exception("supervisor_fault")
+            return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
+        return _response(HTTPStatus.OK, kind, content)
+
+
+def _response(status: HTTPStatus, kind: str = "text/plain", content: bytes | None = None, more: str = "") -> bytes:
+    content = f"{status.phrase}\n".encode() if content is None else content
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(content)}\r\n{more}Connection: close\r\n\r\n"
+    )
+    return head.encode() + content
