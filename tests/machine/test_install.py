@@ -18,8 +18,12 @@ PLACES = {
     "/usr/local/bin/forge-supervisor",
     "/etc/systemd/system/forge-supervisor.service",
     "/etc/systemd/system/forge-agents.service",
+    "/etc/systemd/system/forge-metrics.service",
+    "/etc/systemd/system/forge-metrics.socket",
     "/etc/systemd/system/forge.slice",
     "/etc/systemd/user/forge-agents.service",
+    "/etc/systemd/user/forge-metrics.service",
+    "/etc/systemd/user/forge-metrics.socket",
     "/etc/systemd/user/forge-supervisor.service",
     "/etc/forge-supervisor",
 }
