@@ -68,13 +68,11 @@ class MetricsServer:
             return
         client = asyncio.current_task()
         self._clients.add(client)
-        # So that the time for reading an answer is up, too.
-        writer.transport.set_write_buffer_limits(0)
         try:
             async with asyncio.timeout(TIMEOUT):
                 writer.write(await self._answer(reader))
-                await writer.drain()
                 writer.close()
+                # Until all has been read, or nearly so, for which there is no more time than for the rest.
                 await writer.wait_closed()
         except (OSError, EOFError):  # it was too slow (TimeoutError), or has hung up
             pass

@@ -284,7 +284,9 @@ def test_a_fault_of_ours_is_logged_and_the_next_one_runs(capfd: pytest.CaptureFi
         await some_rounds()
         assert len(faulty.names) == MOST_AT_ONCE + 2
 
-    assert "ZeroDivisionError" in "".join(capfd.readouterr())
+    logged = "".join(capfd.readouterr())
+    assert logged.count("supervisor_fault") == MOST_AT_ONCE + 2
+    assert "ZeroDivisionError" in logged
 
 
 def test_so_many_run_at_once_in_their_order_and_the_oldest_that_wait_are_dropped() -> None:

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,6 +310,15 @@ def test_who_does_not_read_is_cut_off_in_time(tmp_path: Path, monkeypatch: pytes
     serving(tmp_path, client, lambda: ("text/plain", content))
 
 
+def test_a_large_answer_is_whole(tmp_path: Path) -> None:
+    content = b"x" * (8 << 20)
+
+    async def client(path: Path) -> None:
+        assert (await ask(path))[2] == content
+
+    serving(tmp_path, client, lambda: ("text/plain", content))
+
+
 def connected(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(TIMEOUT)
@@ -371,8 +381,10 @@ def test_a_socket_that_was_left_is_taken_over(tmp_path: Path) -> None:
     serving(tmp_path, client)
 
 
-def test_who_is_being_served_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_who_is_being_served_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "TIMEOUT", TIMEOUT)
     held = []
+    begun = time.monotonic()
 
     async def client(path: Path) -> None:
         held.append(connected(path))
@@ -381,6 +393,7 @@ def test_who_is_being_served_does_not_hold_up_the_end(tmp_path: Path) -> None:
     serving(tmp_path, client)
     with held[0] as connection:
         assert connection.recv(1) == b""
+    assert time.monotonic() - begun < TIMEOUT / 2
 
 
 # What is made of them
