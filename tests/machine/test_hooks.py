@@ -27,7 +27,7 @@ command = ["/bin/sh", "-c", "read -r code </srv/hooks/code; exit $code"]
 restart.policy = "no"
 """
 SLEEPER = """
-[agents.sleeper]
+[agents.dozer]
 command = ["/bin/sleep", "1000"]
 """
 # The journal is where a test can wait for it.
@@ -130,8 +130,8 @@ def test_a_reload_brings_other_hooks_and_touches_no_agent(users: Machine) -> Non
 
 
 def test_a_start_limit_is_told_as_that(users: Machine) -> None:
-    crasher = '[agents.crasher]\ncommand = ["/bin/false"]\nrestart = {delay_sec = 0, limit_burst = 2}\n'
-    since = start(users, AGENTS + crasher + hook("limit", '["start-limit"]') + hook("never", '["failed"]'))
+    bouncer = '[agents.bouncer]\ncommand = ["/bin/false"]\nrestart = {delay_sec = 0, limit_burst = 2}\n'
+    since = start(users, AGENTS + bouncer + hook("limit", '["start-limit"]') + hook("never", '["failed"]'))
     told = json.loads(said(users, "told-limit", since))
     assert (told["event"], told["fields"]["start_limit_hit"]) == ("start-limit", True)
     assert users.journal("SYSLOG_IDENTIFIER=told-never") == []
@@ -172,3 +172,17 @@ def test_a_hook_outlives_a_restart_of_the_supervisor_which_does_not_wait_for_it(
     assert users.property("forge-hook-1-pager.service", "ActiveState") == "activating"
     users.run("sh", "-c", "echo through >/srv/hooks/code")
     assert said(users, "slow-end", since) == "through"
+
+
+def test_what_happens_while_everything_is_stopped_is_told_too(users: Machine) -> None:
+    reluctant = """
+[agents.reluctant]
+stop_timeout_sec = 0.5
+command = ["/bin/sh", "-c", "trap '' TERM; logger -t reluctant armed; while :; do sleep 1; done"]
+"""
+    since = start(users, AGENTS + reluctant + hook("late", '["failed"]'))
+    assert said(users, "reluctant", since) == "armed"
+    users.run("systemctl", "stop", UNIT)
+    assert json.loads(said(users, "told-late", since))["fields"]["result"] == "timeout"
+    assert users.journal(f"--since=@{int(since) // 1_000_000}", "EVENT=hook_failed") == []
+    are_gone(users)

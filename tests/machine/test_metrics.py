@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +39,19 @@ with urllib.request.urlopen(sys.argv[1], timeout=30) as answer:
 """
 
 
+PORT = "[Socket]\nListenStream=\nListenStream=127.0.0.1:{}\n"
+OWN = """
+[[on_event]]
+events = ["failed"]
+command = ["/usr/bin/logger", "--tag", "told-own", "--file", "/dev/stdin"]
+user = "gauger"
+[agents.ends]
+harness = "command"
+command = ["/bin/sh", "-c", "exit 4"]
+restart.policy = "no"
+"""
+
+
 class Service(NamedTuple):
     machine: Machine
     port: int
@@ -47,15 +61,20 @@ class Service(NamedTuple):
 
 
 @pytest.fixture
-def service(machine: Machine) -> Iterator[Service]:
+def port() -> int:
+    """A free one: the machine shares our network, where the usual one may be somebody's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number: int = free.getsockname()[1]
+        return number
+
+
+@pytest.fixture
+def service(machine: Machine, port: int) -> Iterator[Service]:
     machine.run("useradd", "--create-home", "measured", check=False)
     machine.run("rm", "-rf", "/etc/forge-supervisor/conf.d")
     machine.write(CONFIG, AGENTS)
-    # The machine shares our network, where the usual port may be somebody's.
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     drop_in = "/etc/systemd/system/forge-metrics.socket.d/port.conf"
-    machine.write(drop_in, f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
+    machine.write(drop_in, PORT.format(port))
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", UNIT, "forge-metrics.socket")
     yield Service(machine, port)
@@ -138,3 +157,25 @@ def test_what_serves_the_port_is_held_back(service: Service) -> None:
     pid = machine.property("forge-metrics.service", "MainPID")
     uid = machine.run("stat", "--format=%u", f"/proc/{pid}").stdout.strip()
     assert int(uid) >= 61184, "a dynamic user, systemd.exec(5)"
+
+
+def test_an_ordinary_users_own_hooks_and_metrics(machine: Machine, port: int) -> None:
+    uid = machine.add_user("gauger")
+    machine.run("loginctl", "enable-linger", "gauger")
+    machine.run("systemctl", "start", f"user@{uid}.service")
+    home, env = "/home/gauger/.config", {"XDG_RUNTIME_DIR": f"/run/user/{uid}"}
+    for path, text in (
+        ("forge-supervisor/config.toml", OWN),
+        ("systemd/user/forge-metrics.socket.d/port.conf", PORT.format(port)),
+    ):
+        machine.write("/tmp/gauger", text)
+        machine.run("install", "-D", "/tmp/gauger", f"{home}/{path}", user="gauger")
+    machine.run("systemctl", "--user", "daemon-reload", user="gauger", env=env)
+    machine.run("systemctl", "--user", "start", "forge-supervisor", "forge-metrics.socket", user="gauger", env=env)
+    told = machine.wait_for("SYSLOG_IDENTIFIER=told-own", until=bool)
+    assert json.loads(told["MESSAGE"])["agent"] == "ends"
+    scraped = samples(Service(machine, port).get(user="gauger"))
+    assert scraped["forge_agent_last_exit_code|ends|gauger"] == 4
+    assert machine.journal(f"_UID={uid}", "EVENT=hook_failed") == []
+    machine.run("systemctl", "--user", "stop", "forge-supervisor", "forge-metrics.socket", user="gauger", env=env)
+    machine.run("loginctl", "disable-linger", "gauger")
