@@ -162,7 +162,7 @@ class Daemon:
         office = self._office(supervisor, placement)
         control = Server(self._runtime, office)
         control.start()
-        doors.callback(control.close)
+        doors.push_async_callback(control.close)
         counts = Counts()
         metrics = MetricsServer(self._runtime, partial(_scraped, office, counts))
         await metrics.start()

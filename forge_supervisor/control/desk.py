@@ -8,8 +8,9 @@ No deferred annotations here: asyncvarlink reads them.
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from asyncvarlink import VarlinkInterface, varlinkmethod
 
@@ -89,9 +90,11 @@ class Desk(VarlinkInterface, name=NAME):
         self._office = office
         self._peer = peer
         self._monitors: set[asyncio.Queue[Happened | None]] = set()
+        self._gone = asyncio.Event()
 
     def hung_up(self) -> None:
-        """Take note that the caller is gone."""
+        """Take note that the caller is gone: what it waits for is waited for no more."""
+        self._gone.set()
         for monitor in self._monitors:
             _put(monitor, None)
 
@@ -180,6 +183,8 @@ class Desk(VarlinkInterface, name=NAME):
         self._visible()  # or refuses
         queue: asyncio.Queue[Happened | None] = asyncio.Queue(MOST_BEHIND)
         self._monitors.add(queue)
+        if self._gone.is_set():
+            _put(queue, None)
 
         def listen(agent: str | None, event: events.Event | None) -> None:
             if (happened := self._happened(agent, event)) is not None:
@@ -247,8 +252,24 @@ class Desk(VarlinkInterface, name=NAME):
                 raise Disabled(agent=name)
         for life in lives.values():
             action(life)
-        await self._office.supervisor.until(lambda: all(map(is_done, lives.values())))
+        waiting = list(lives.values())
+
+        def all_are_done() -> bool:
+            # Each once: of agents that crash at once, one or the other is always starting again.
+            waiting[:] = [life for life in waiting if not is_done(life)]
+            return not waiting
+
+        await self._unless_gone(self._office.supervisor.until(all_are_done))
         return self._told(names)
+
+    async def _unless_gone(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Wait for it, or until nobody is left to be told."""
+        tasks = {asyncio.create_task(waiting), asyncio.create_task(self._gone.wait())}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def _told(self, names: Iterable[str]) -> Agents:
         # It may have been removed by a reload while it was waited for.

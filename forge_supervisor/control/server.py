@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from asyncvarlink.serviceinterface import VarlinkServiceInterface
 from forge_supervisor import version
 from forge_supervisor.control import NAME
 from forge_supervisor.control.desk import Desk, Office
+from forge_supervisor.control.hangups import HangUps
 from forge_supervisor.control.peer import peer_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Server:
         self._path = directory / NAME
         self._office = office
         self._listening: socket.socket | None = None
+        self._hang_ups: HangUps | None = None
         self._callers: set[_Caller] = set()
         self._of_user: Counter[int] = Counter()
 
@@ -59,23 +60,33 @@ class Server:
             # Anybody may connect, and is told by name what only others may do.
             self._path.chmod(0o666)
             listening.listen(128)
+            self._hang_ups = HangUps()
         except BaseException:
             listening.close()
             raise
         self._listening = listening
         asyncio.get_running_loop().add_reader(listening, self._accept)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Returns when nothing that was asked is under way any more."""
         if self._listening is not None:
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
             self._listening = None
             self._path.unlink(missing_ok=True)
+        self.hang_up()
+        while self._callers:
+            await asyncio.wait([caller.ended for caller in self._callers])
+        if self._hang_ups is not None:
+            self._hang_ups.close()
+
+    def hang_up(self) -> None:
+        """Drop all that have called."""
         for caller in list(self._callers):
             caller.abort()
 
     def _accept(self) -> None:
-        assert self._listening is not None, "closed"
+        assert self._listening is not None and self._hang_ups is not None, "closed"
         try:
             connection, _ = self._listening.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -87,8 +98,9 @@ class Server:
             loop.call_later(ACCEPT_PAUSE, self._accept_again)
             return
         peer = peer_of(connection, self._office.agent_of)
-        counted = peer.uid not in {0, os.geteuid()} or peer.agent is not None
-        if counted and (len(self._callers) >= MOST_CALLERS or self._of_user[peer.uid] >= MOST_OF_ONE_USER):
+        # An operator is not to be kept out by others, however many these are.
+        counted = not self._office.rights(peer).everything
+        if counted and (self._of_user.total() >= MOST_CALLERS or self._of_user[peer.uid] >= MOST_OF_ONE_USER):
             connection.close()
             return
         registry = VarlinkInterfaceRegistry()
@@ -98,15 +110,19 @@ class Server:
         )
         registry.register_interface(desk)
         self._of_user[peer.uid] += counted
-        caller = _Caller(registry, desk, connection)
+        caller = _Caller(registry, desk, connection, self._hang_ups)
         self._callers.add(caller)
 
-        def gone() -> None:
+        def gone(_: asyncio.Future[None]) -> None:
             self._callers.discard(caller)
             self._of_user[peer.uid] -= counted
+            if not self._of_user[peer.uid]:
+                del self._of_user[peer.uid]
 
-        caller.on_close = gone
-        VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller)
+        caller.ended.add_done_callback(gone)
+        # Without a look ahead at where messages end: that reads on as long as there is something, a message by a call
+        # of the kernel's, so that one who talks fast enough would be all that is ever listened to.
+        VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller, boundary_predictor=None)
 
     def _accept_again(self) -> None:
         if self._listening is not None:
@@ -116,59 +132,64 @@ class Server:
 class _Caller(VarlinkInterfaceServerProtocol):
     """One connection: calls are answered one after the other, and each only once the answer before has been read."""
 
-    def __init__(self, registry: VarlinkInterfaceRegistry, desk: Desk, connection: socket.socket) -> None:
+    def __init__(
+        self, registry: VarlinkInterfaceRegistry, desk: Desk, connection: socket.socket, hang_ups: HangUps
+    ) -> None:
         super().__init__(registry)
         self._desk = desk
         self._connection = connection
+        self._hang_ups = hang_ups
         self._sending: asyncio.Future[None] | None = None
-        self._watched: int | None = None
+        self._answering: asyncio.Future[None] | None = None
         self._received = 0
-        self.on_close: Callable[[], None] = lambda: None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._watched = os.dup(self._connection.fileno())
+        self._lost = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when it is gone, and nothing that it has asked is under way."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._watched is not None:
-            self._unwatch()
-            os.close(self._watched)
-            self._watched = None
+        self._lost = True
+        self._hang_ups.unwatch(self._connection)
         self._desk.hung_up()
         super().connection_lost(exc)
-        self.on_close()
+        self._end()
 
     def abort(self) -> None:
         if isinstance(self._transport, VarlinkTransport):
             self._transport.abort()
 
-    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:
+    def message_received(self, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
         last = data.rfind(b"\0")
         self._received = self._received + len(data) if last < 0 else len(data) - last - 1
         if self._received > LONGEST_CALL:
             self.abort()
             return
         try:
-            super().message_received(data, fds)
+            # Nobody is to pass us descriptors: those that are not passed on are closed at once.
+            super().message_received(data, None)
         except (ValueError, RecursionError):
             self.abort()
 
     def error_received(self, err: Exception, data: bytes, fds: FileDescriptorArray | None) -> None:  # noqa: ARG002
-        # What is no JSON is no varlink.
+        # What is no JSON is no varlink, and what follows it neither.
+        self._consumer_queue.clear()
         self.abort()
+        self._end()
 
     def request_received(self, obj: JSONObject, fds: FileDescriptorArray | None) -> asyncio.Future[None] | None:
-        # While a call is under way nothing is read, so nothing else tells that the caller has gone.
-        if self._watched is not None:
-            asyncio.get_running_loop().add_reader(self._watched, self._look_whether_gone)
+        if not self._lost:
+            # While a call is under way nothing is read, so nothing else tells that the caller has gone.
+            self._hang_ups.watch(self._connection, self.abort)
         answering = super().request_received(obj, fds)
-        return asyncio.ensure_future(self._answered(answering))
+        self._answering = asyncio.ensure_future(self._answered(answering))
+        return self._answering
 
     def send_reply(
         self, reply: VarlinkMethodReply, fds: list[int] | None = None, autoclose: bool = True  # noqa: FBT001, FBT002
     ) -> asyncio.Future[None]:
         self._sending = super().send_reply(reply, fds, autoclose)
-        asyncio.get_running_loop().call_later(SEND_TIMEOUT, self._give_up, self._sending)
+        if not self._sending.done():
+            patience = asyncio.get_running_loop().call_later(SEND_TIMEOUT, self.abort)
+            self._sending.add_done_callback(lambda _: patience.cancel())
         return self._sending
 
     async def _answered(self, answering: asyncio.Future[None] | None) -> None:
@@ -176,22 +197,12 @@ class _Caller(VarlinkInterfaceServerProtocol):
             await answering
         if self._sending is not None:
             await asyncio.wait([self._sending])
-        self._unwatch()
+        self._answering = None
+        if not self._lost:
+            self._hang_ups.unwatch(self._connection)
+        self._end()
 
-    def _give_up(self, sending: asyncio.Future[None]) -> None:
-        if not sending.done():
-            self.abort()
-
-    def _look_whether_gone(self) -> None:
-        assert self._watched is not None, "not watched"
-        look = select.poll()
-        look.register(self._watched, 0)
-        if look.poll(0):  # POLLHUP or POLLERR: others were not asked for
-            self.abort()
-        else:
-            # It has said more already, which would be reported again and again until it is read.
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._watched is not None:
-            asyncio.get_running_loop().remove_reader(self._watched)
+    def _end(self) -> None:
+        # What it has said before it hung up is done, if it was all said: a call may be "oneway".
+        if self._lost and self._answering is None and not self._consumer_queue and not self.ended.done():
+            self.ended.set_result(None)
