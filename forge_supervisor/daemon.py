@@ -174,13 +174,14 @@ class Daemon:
     def _office(self, supervisor: Supervisor, placement: units.Placement) -> Office:
 
         def rights(peer: Peer) -> Rights:
-            users = {agent.run_as for agent in supervisor.agents.values()}
+            agents = {name: agent.run_as for name, agent in supervisor.agents.items()}
             return rights_of(
                 peer,
-                _user_of(peer.uid, users),
+                _user_of(peer.uid, set(agents.values())),
                 supervisor.config.control,
                 own_uid=os.geteuid(),
                 group=_gid_of(GROUP),
+                agents=agents,
             )
 
         return Office(supervisor, placement, self._feed, rights, partial(self._reload_by_control, supervisor))
@@ -239,8 +240,8 @@ def _scraped(office: Office, counts: Counts) -> tuple[str, bytes]:
 
 
 def _user_of(uid: int, users: Collection[str]) -> str | None:
-    """Name that user of agents, if it is one; several names may share a uid."""
-    for name in users:
+    """Name that user of agents, if it is one; of several names that share a uid always the same."""
+    for name in sorted(users):
         with contextlib.suppress(KeyError):
             if pwd.getpwnam(name).pw_uid == uid:
                 return name

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supervisor_lab import Bench
@@ -24,6 +23,7 @@ from forge_supervisor.saved import Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
 
     import pytest
 
@@ -47,9 +47,7 @@ class Lab:
         self._numbers = 0
         self.server = Server(
             directory,
-            Office(
-                bench.supervisor, bench.placement, bench.feed, self._rights_of, lambda dry_run: self.reload(dry_run)
-            ),
+            Office(bench.supervisor, bench.placement, bench.feed, self._rights_of, self._do_reload),
         )
 
     def peer_of(self, *_: object) -> Peer:
@@ -61,6 +59,9 @@ class Lab:
     def _rights_of(self, peer: Peer) -> Rights:
         (number,) = peer.gids
         return self._rights[number]
+
+    async def _do_reload(self, dry_run: bool) -> list[str]:
+        return await self.reload(dry_run)
 
     async def _reload(self, dry_run: bool) -> list[str]:
         self.reloaded.append(dry_run)

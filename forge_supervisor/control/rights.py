@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from forge_supervisor.config_control import Control
     from forge_supervisor.control.peer import Peer
 
@@ -30,13 +32,15 @@ class Rights:
         return self.everything or (self.acts and run_as == self.user)
 
 
-def rights_of(peer: Peer, user: str | None, control: Control, *, own_uid: int, group: int | None) -> Rights:
-    """Tell what a caller may do: `user` is its name if it is a user of agents, `group` the gid of GROUP."""
+def rights_of(
+    peer: Peer, user: str | None, control: Control, *, own_uid: int, group: int | None, agents: Mapping[str, str]
+) -> Rights:
+    """Tell what a caller may do.
+
+    `user` is its name if it is a user of agents, `group` the gid of GROUP, and `agents` has the user of each agent.
+    """
     if peer.agent is not None:
-        if not peer.agent or peer.agent not in control.agents:
-            who = f"agent {peer.agent}" if peer.agent else "what agents can start"
-            return Rights(refusal=f"this comes from within {who} (control.agents grants it to an agent)")
-        return Rights(user=user, acts=True, refusal="this is for operators, not for agents")
+        return _from_within(peer.agent, user, control, agents)
     if peer.uid in {0, own_uid} or (group is not None and group in peer.gids):
         return Rights(everything=True)
     if user is None:
@@ -45,3 +49,13 @@ def rights_of(peer: Peer, user: str | None, control: Control, *, own_uid: int, g
         return Rights(user=user, acts=True, refusal=f'only root and members of the group "{GROUP}" may do that')
     refusal = f'{user} may look at its agents only (control.users, or the group "{GROUP}", grants more)'
     return Rights(user=user, refusal=refusal)
+
+
+def _from_within(agent: str, user: str | None, control: Control, agents: Mapping[str, str]) -> Rights:
+    if not agent or agent not in control.agents:
+        who = f"agent {agent}" if agent else "what agents can start"
+        return Rights(refusal=f"this comes from within {who} (control.agents grants it to an agent)")
+    # By sudo, say, an agent can become somebody else, of whom it was granted nothing.
+    if user is None or agents.get(agent) != user:
+        return Rights(refusal=f"this comes from within agent {agent}, but not from its user")
+    return Rights(user=user, acts=True, refusal="this is for operators, not for agents")

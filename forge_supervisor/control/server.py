@@ -20,7 +20,6 @@ from forge_supervisor.control.hangups import HangUps
 from forge_supervisor.control.peer import peer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from asyncvarlink.message import VarlinkMethodReply
@@ -86,7 +85,8 @@ class Server:
             caller.abort()
 
     def _accept(self) -> None:
-        assert self._listening is not None and self._hang_ups is not None, "closed"
+        assert self._listening is not None, "closed"
+        assert self._hang_ups is not None, "closed"
         try:
             connection, _ = self._listening.accept()
         except (BlockingIOError, ConnectionAbortedError):

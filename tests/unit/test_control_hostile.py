@@ -98,8 +98,7 @@ def test_descriptors_are_closed_while_a_call_waits(play: Play) -> None:
             await caller.ask("Ping")
             before = Baseline().descriptors
             pass_descriptors(caller.connection, frame("Start", {"agents": ["slow"]}), 200)
-            while not lab.bench.supervisor.lives["slow"].start_again:
-                await asyncio.sleep(0)
+            await lab.bench.supervisor.until(lambda: lab.bench.supervisor.lives["slow"].start_again)
             assert Baseline().descriptors <= before + 1
             lab.bench.sessions["slow"][0].kill()
             await caller.answer()
@@ -246,9 +245,8 @@ def test_of_a_thousand_that_hang_up_nothing_is_left_although_nothing_happens(pla
         await lab.quiet(baseline)
         assert len(lab.bench.feed._listeners) == listeners
         assert not lab.server._callers and not +lab.server._of_user
-        # Those that are cancelled are told neither, but for a while they are there.
-        pending = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-        assert len(pending) < 10
+        timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert sum(not timer.cancelled() for timer in timers) < 10
 
     play(config(slow=SLOW), scene)
 
