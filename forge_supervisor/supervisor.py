@@ -71,6 +71,9 @@ class Supervisor:
         self._fingerprints: dict[str, dict[str, str]] = {}
         """Of what each agent's present session is made."""
         self._kept: set[str] = set()
+        self._leaving: set[str] = set()
+        self.ending = False
+        """Whether it stops or leaves all agents: whatever is begun now would be nobody's."""
         self._change = asyncio.Event()
         self._finding: asyncio.Future[Any] | None = None
         self._seeing: dict[str, asyncio.Task[None]] = {}
@@ -93,6 +96,11 @@ class Supervisor:
     def kept(self) -> Collection[str]:
         """Agents that are not as they are declared now."""
         return self._kept
+
+    @property
+    def leaving(self) -> Collection[str]:
+        """Agents that are being stopped to be removed, be it that another of that name is to follow."""
+        return self._leaving
 
     @property
     def config(self) -> Config:
@@ -214,6 +222,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop every agent, then what they lived in."""
+        self.ending = True
         self._placement.stopping()
         await self._let_be()
         with contextlib.suppress(OSError):
@@ -230,6 +239,7 @@ class Supervisor:
 
     async def leave(self) -> None:
         """Let go of every agent as it is; what another supervisor has to know has been saved all along."""
+        self.ending = True
         await self._let_be()
         self._keeper.save_again()
         for life in self._lives.values():
@@ -364,6 +374,13 @@ class Supervisor:
         await asyncio.shield(closing)
 
     async def _remove(self, name: str) -> None:
+        self._leaving.add(name)
+        try:
+            await self._end(name)
+        finally:
+            self._leaving.discard(name)
+
+    async def _end(self, name: str) -> None:
         life = self._lives[name]
         # Should it be declared again before it has stopped, and be it by the next supervisor, that is a change.
         self._fingerprints[name] = {}

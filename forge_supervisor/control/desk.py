@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncvarlink import VarlinkInterface, varlinkmethod
@@ -62,6 +62,8 @@ class Office:
     rights: Callable[[Peer], Rights]
     reload: Callable[[bool], Awaitable[list[str]]]
     """Given whether to look only, returns what changes. Raises ConfigError."""
+    typing: dict[str, asyncio.Lock] = field(default_factory=dict)
+    """For each agent that is typed to: a worker has not many threads, and two at once would mix."""
 
     def agent_of(self, pid: int) -> str | None:
         """As `Placement.agent_of`."""
@@ -140,6 +142,8 @@ class Desk(VarlinkInterface, name=NAME):
         rights = self._rights()
         if not rights.everything:
             raise NotPermitted(reason=rights.refusal)
+        if not dry_run:
+            self._refuse_at_the_end()
         try:
             return {"plan": await self._office.reload(bool(dry_run))}
         except config.ConfigError as error:
@@ -157,7 +161,8 @@ class Desk(VarlinkInterface, name=NAME):
             captured = await realm.ask(Capture(agent=name, server=realm.server_pid))
         except (WorkerError, LaunchError) as error:
             raise Failed(reason=str(error)) from error
-        return {"screen": [journal.shown(run_as, line) for line in captured.screen]}
+        # All at once, as a secret may be broken into lines.
+        return {"screen": journal.shown(run_as, "\n".join(captured.screen)).split("\n")}
 
     @varlinkmethod
     async def Send(self, *, agent: str, text: str) -> OneAgent:
@@ -168,14 +173,23 @@ class Desk(VarlinkInterface, name=NAME):
             raise NotRunning(agent=name, state=State.INACTIVE if life is None else life.state)
         if len(text) > LONGEST_TEXT:
             raise Failed(reason=f"the text has {len(text)} characters, and {LONGEST_TEXT} is the most")
+        async with self._office.typing.setdefault(name, asyncio.Lock()):
+            if not self._gone.is_set():
+                await self._type(life, text)
+        (name,) = self._seen([agent])  # if a reload has not removed it meanwhile
+        return {"agent": self._office.describe(name)}
+
+    async def _type(self, life: Lifecycle, text: str) -> None:
+        name = life.agent.name
         realm = self._office.supervisor.realm_of(life.agent.run_as)
-        if realm.server_pid is None:
+        if realm.server_pid is None or life.state is not State.RUNNING or life.pid is None:
             raise NotRunning(agent=name, state=life.state)
+        # JSON can hold half a character, and nothing else can.
+        text = text.encode(errors="ignore").decode()
         try:
             await realm.ask(Send(agent=name, server=realm.server_pid, pid=life.pid, text=text))
         except (WorkerError, LaunchError) as error:
             raise Failed(reason=str(error)) from error
-        return {"agent": self._office.describe(name)}
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Happened]:
@@ -193,7 +207,9 @@ class Desk(VarlinkInterface, name=NAME):
         try:
             with self._office.feed.listening(listen):
                 for name in self._visible():
-                    yield {"event": None, "agent": self._office.describe(name)}
+                    # A reload may have removed it while those before it were read.
+                    if name in self._office.supervisor.agents:
+                        yield {"event": None, "agent": self._office.describe(name)}
                 while (happened := await queue.get()) is not None:
                     yield happened
         finally:
@@ -246,9 +262,13 @@ class Desk(VarlinkInterface, name=NAME):
     ) -> Agents:
         """Do it to all, or, if one of them is not to be acted on, to none; and wait."""
         names = self._acted_on(names)
+        self._refuse_at_the_end()
         lives = {name: life for name, life in self._office.supervisor.lives.items() if name in names}
-        for name in names:
-            if name not in lives and not disabled_too:
+        for name in () if disabled_too else names:
+            if name in self._office.supervisor.leaving:
+                # A start would undo the stop that the reload waits for.
+                raise Failed(reason=f"{name} is being stopped, as a reload has it (try again when it has)")
+            if name not in lives:
                 raise Disabled(agent=name)
         for life in lives.values():
             action(life)
@@ -261,6 +281,10 @@ class Desk(VarlinkInterface, name=NAME):
 
         await self._unless_gone(self._office.supervisor.until(all_are_done))
         return self._told(names)
+
+    def _refuse_at_the_end(self) -> None:
+        if self._office.supervisor.ending:
+            raise Failed(reason="the supervisor is being stopped")
 
     async def _unless_gone(self, waiting: Coroutine[Any, Any, None]) -> None:
         """Wait for it, or until nobody is left to be told."""

@@ -254,7 +254,8 @@ def test_of_a_thousand_that_hang_up_nothing_is_left_although_nothing_happens(pla
 def test_a_oneway_call_is_done_although_its_caller_does_not_stay(play: Play) -> None:
     async def scene(lab: Lab) -> None:
         async with lab.calling() as caller:
-            await caller.say(frame("Stop", {"agents": ["a"]}, oneway=True) + frame("Stop", {"agents": ["b"]}, oneway=True))
+            calls = (frame("Stop", {"agents": [name]}, oneway=True) for name in "ab")
+            await caller.say(b"".join(calls))
         await lab.bench.until("2 inactive")
 
     play(config(a={}, b={}), scene)
