@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -53,9 +54,9 @@ def _agent(connection: socket.socket, pid: int, agent_of: Callable[[int], str | 
     try:
         agent = agent_of(pid)
         # Had it ended before, its pid might have been another's by then.
-        ended = bool(select.select([pidfd], [], [], 0)[0])
-    except (OSError, ValueError):  # ValueError: more descriptors than select(2) knows
-        ended = True
+        look = select.poll()
+        look.register(pidfd, select.POLLIN)
+        ended = bool(look.poll(0))
     finally:
         os.close(pidfd)
     return "" if ended else agent
@@ -64,7 +65,10 @@ def _agent(connection: socket.socket, pid: int, agent_of: Callable[[int], str | 
 def _pidfd(connection: socket.socket, pid: int) -> int:
     try:
         return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
+    except OSError as error:
+        # Of a process that has ended, too, some kernels do not give one: its pid may be another's by now.
+        if error.errno != errno.ENOPROTOOPT:
+            raise
         # An older kernel. A process that ends within the microseconds since it connected, and whose pid comes round to
         # another's meanwhile, is the one that this takes for another.
         return os.pidfd_open(pid)

@@ -11,19 +11,20 @@ _ROOT = Path("/sys/fs/cgroup")
 _AGENT = re.compile(r"forge-agent-([a-z0-9-]+)\.scope")
 
 
-def agent_of(pid: int) -> str | None:
+def agent_of(pid: int, root: str) -> str | None:
     """As `Placement.agent_of`: by the unit that the process is in, which takes root, or its user's systemd, to change.
 
-    Whatever else is in our slice is what agents can have things started by, too.
+    `root` is the group of the systemd that starts units for us. Whatever else is in our slice is what agents can have
+    things started by, too; a slice of that name below another systemd, any user's own, is none of ours.
     """
     try:
-        parts = _path(pid).split("/")
+        path = _path(pid)
     except OSError:
         return ""
-    if SLICE not in parts:
+    ours = f"{root.rstrip('/')}/{SLICE}/"
+    if not path.startswith(ours):
         return None
-    below = parts[parts.index(SLICE) + 1 :]
-    match = _AGENT.fullmatch(below[0]) if below else None
+    match = _AGENT.fullmatch(path.removeprefix(ours).split("/")[0])
     return match[1] if match else ""
 
 

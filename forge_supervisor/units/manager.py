@@ -89,6 +89,11 @@ class Manager:
         block: list[bytes] = self._get(_PATH, _MANAGER, b"Environment", b"as") or []
         return [os.fsdecode(variable) for variable in block]
 
+    def control_group(self) -> str:
+        """Return the path of the control group that all units of this systemd are in; empty at the top."""
+        path: bytes = self._get(_PATH, _MANAGER, b"ControlGroup", b"s")
+        return path.decode()
+
     def main_pid(self, unit: str) -> int:
         """Return the pid of a service's main process, 0 if it has none (any more)."""
         pid: int = self._get(_path_of(unit), _SERVICE, b"MainPID", b"u")

@@ -77,6 +77,7 @@ class SystemdPlacement:
         self._manager_path = manager_path
         self._mode = "fail"
         self._limits: set[asyncio.Timeout] = set()
+        self._root: str | None = None
 
     def stopping(self) -> None:
         # A unit that is ordered before the supervisor's is not started before that has stopped. Yet an exit status may
@@ -202,7 +203,13 @@ class SystemdPlacement:
         return scope_name(agent)
 
     def agent_of(self, pid: int, agents: Mapping[int, str]) -> str | None:  # noqa: ARG002
-        return cgroups.agent_of(pid)
+        if self._root is None:
+            try:
+                with Manager(self._manager_path) as manager:
+                    self._root = manager.control_group()
+            except ManagerError:
+                return ""
+        return cgroups.agent_of(pid, self._root)
 
     def memory_of(self, pid: int) -> int | None:
         return cgroups.memory_of(pid)
