@@ -1,12 +1,14 @@
 """What is typed into a pane for an agent, so that it arrives whole, and as one message. Runs in the worker; blocks.
 
 A paste in brackets (``paste-buffer -p``), and Enter by itself afterwards: in one go, or typed by ``send-keys``, some
-programs take the Enter for a line of the text, or lose it. Enter is pasted too: ``send-keys`` would go to the copy mode
-that somebody may have the pane in.
+programs take the Enter for a line of the text, or lose it. Enter is pasted too, as ``send-keys`` goes to the copy mode
+that somebody may have the pane in. That is left for the paste: tmux asks the screen that is shown whether it wants
+brackets, and that of a mode never does (cmd_paste_buffer_exec in tmux's cmd-paste-buffer.c).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -36,15 +38,24 @@ class Keyboard:
         if not text.strip():
             raise TerminalError("there is nothing to send")
         tty = self._client.cmd("display-message", "-p", "#{pane_tty}", target=self._pane).stdout[0]
+        # Else it would pile up, in tmux too, and be one message in the end.
+        _wait_until_read(tty, "nothing was typed: the program has not read what was typed before")
         self._paste(text, "-p")
-        _wait_until_read(tty)
+        _wait_until_read(tty, "it was typed, but the program has not read it")
         self._paste("\n")
-        _wait_until_read(tty)
+        _wait_until_read(tty, "it was typed, but the program has not read the Enter after it")
 
     def _paste(self, text: str, *options: str) -> None:
         name = f"forge-{uuid.uuid4().hex}"
-        self._client.fill_buffer(name, text)
-        self._client.cmd("paste-buffer", *options, "-d", "-b", name, target=self._pane)
+        paste = ("paste-buffer", "-t", self._pane, *options, "-d", "-b", name)
+        try:
+            self._client.fill_buffer(name, text)
+            self._client.cmd("copy-mode", "-q", ";", *paste, target=self._pane)
+        except TerminalError:
+            # What is sent to an agent is nobody else's to paste.
+            with contextlib.suppress(TerminalError):
+                self._client.cmd("delete-buffer", "-b", name)
+            raise
 
 
 def _typeable(text: str) -> str:
@@ -55,7 +66,7 @@ def _typeable(text: str) -> str:
     return f"{text} " if text.endswith("\\") else text
 
 
-def _wait_until_read(tty: str) -> None:
+def _wait_until_read(tty: str, complaint: str) -> None:
     """Return when the program has read all there is, twice in a row: tmux may have had more to write."""
     try:
         descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -69,8 +80,7 @@ def _wait_until_read(tty: str) -> None:
             (unread,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
             empty = 0 if unread else empty + 1
             if time.monotonic() > deadline:
-                text = f"it was typed, but the program has not read it within {READ_TIMEOUT:g} s"
-                raise TerminalError(f"{text} ({unread} bytes are left)")
+                raise TerminalError(f"{complaint} within {READ_TIMEOUT:g} s ({unread} bytes are left)")
     except OSError as error:
         raise TerminalError(f"its terminal has gone ({error.strerror})") from None
     finally:

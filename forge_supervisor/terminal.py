@@ -15,7 +15,9 @@ import signal
 import socket
 import stat
 import struct
+import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +82,7 @@ class Terminal:
     def __init__(self, socket_name: str, *, env: Mapping[str, str], tmux: str = "tmux", timeout: float = 5.0) -> None:
         self._server = Client(socket_name, env=env, tmux=tmux, timeout=timeout)
         self._timeout = timeout
+        self._typing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         # As tmux makes it: tmux(1), option -L.
         self.socket_path = Path(env.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", socket_name)  # noqa: S108
 
@@ -319,7 +322,8 @@ class Terminal:
         row = next((row for row in self._rows() if row.pane.agent == agent and row.pane.pid == pid), None)
         if row is None or not _lives(row):
             raise TerminalError(f"{agent} has no live terminal")
-        Keyboard(self._server, row.pane.id).submit(text)
+        with self._typing[row.pane.id]:
+            Keyboard(self._server, row.pane.id).submit(text)
 
     def kill(self, agent: str) -> None:
         """Remove the agent's panes and session, if any; what runs there only gets a SIGHUP (see close_leftover)."""
