@@ -8,6 +8,9 @@ from pathlib import Path
 from forge_supervisor.units.properties import SLICE
 
 _ROOT = Path("/sys/fs/cgroup")
+# As /proc/PID/cgroup names them, cgroups(7).
+_UNIFIED = ""
+_LEGACY = "name=systemd"
 _AGENT = re.compile(r"forge-agent-([a-z0-9-]+)\.scope")
 
 
@@ -17,26 +20,28 @@ def agent_of(pid: int, root: str) -> str | None:
     `root` is the group of the systemd that starts units for us. Whatever else is in our slice is what agents can have
     things started by, too; a slice of that name below another systemd, any user's own, is none of ours.
     """
+    ours = f"{root.rstrip('/')}/{SLICE}/"
     try:
-        path = _path(pid)
+        # In a container everybody may be at the top of the hierarchy that its own systemd has nothing to do with.
+        below = [path.removeprefix(ours) for path in _paths(pid).values() if path.startswith(ours)]
     except OSError:
         return ""
-    ours = f"{root.rstrip('/')}/{SLICE}/"
-    if not path.startswith(ours):
+    if not below:
         return None
-    match = _AGENT.fullmatch(path.removeprefix(ours).split("/")[0])
+    match = _AGENT.fullmatch(below[0].split("/")[0])
     return match[1] if match else ""
 
 
 def memory_of(pid: int) -> int | None:
     try:
-        return int((_ROOT / _path(pid).strip("/") / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        path = _paths(pid)[_UNIFIED]
+        return int((_ROOT / path.strip("/") / "memory.current").read_text(encoding="ascii"))
+    except (OSError, KeyError, ValueError):
         return None
 
 
-def _path(pid: int) -> str:
-    """Return the path of its group in the unified hierarchy, or, where systemd has none, in its own. Raises OSError."""
+def _paths(pid: int) -> dict[str, str]:
+    """Return the path of its group in each of the hierarchies in which systemd may keep its units. Raises OSError."""
     lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
-    return paths.get("name=systemd", paths.get("", "/"))
+    return {name: paths[name] for name in (_UNIFIED, _LEGACY) if name in paths}

@@ -209,8 +209,9 @@ USERS = "/user.slice/user-1000.slice/user@1000.service"
 def test_the_agent_by_the_control_group(
     path: str, root: str, agent: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cgroups, "_path", lambda _pid: path)
-    assert cgroups.agent_of(1, root) == agent
+    for lines in (f"0::{path}\n", f"9:name=systemd:/\n0::{path}\n", f"9:name=systemd:{path}\n8:pids:/x\n0::/\n"):
+        monkeypatch.setattr(Path, "read_text", lambda *_a, lines=lines, **_k: lines)
+        assert cgroups.agent_of(1, root) == agent
 
 
 def test_of_one_that_has_ended_nothing_is_believed() -> None:
@@ -221,17 +222,18 @@ def test_of_one_that_has_ended_nothing_is_believed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "path"),
+    ("lines", "paths"),
     [
-        ("0::/a/b\n", "/a/b"),
-        ("9:name=systemd:/of/systemd\n8:pids:/x\n0::/unified\n", "/of/systemd"),
-        ("0::/with:colon\n", "/with:colon"),
-        ("", "/"),
+        ("0::/a/b\n", {"": "/a/b"}),
+        ("9:name=systemd:/legacy\n8:pids:/x\n0::/unified\n", {"": "/unified", "name=systemd": "/legacy"}),
+        ("0::/with:colon\n", {"": "/with:colon"}),
+        ("8:pids:/x\n", {}),
+        ("", {}),
     ],
 )
-def test_the_path_of_a_group_in_each_hierarchy(lines: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_paths_of_a_group(lines: str, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda *_a, **_k: lines)
-    assert cgroups._path(1) == path
+    assert cgroups._paths(1) == paths
 
 
 # By descent.
