@@ -200,7 +200,7 @@ def test_nobody_becomes_an_agent_by_a_control_group_of_its_own(house: House) -> 
     script = f"""
         own=/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)
         mkdir -p "$own/forge.slice/forge-agent-chief.scope"
-        echo $$ >"$own/forge.slice/forge-agent-chief.scope/cgroup.procs"
+        echo 0 >"$own/forge.slice/forge-agent-chief.scope/cgroup.procs"
         grep -q forge-agent-chief /proc/self/cgroup
         {said("Stop", {"agents": ["scout"]})}
     """
