@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 import os
-import pwd
 import signal
 import time
 from functools import partial
@@ -15,25 +13,18 @@ from typing import TYPE_CHECKING
 import sdnotify
 
 from forge_supervisor import config, events, journal, units
-from forge_supervisor.control.desk import Office
-from forge_supervisor.control.rights import GROUP, Rights, rights_of
-from forge_supervisor.control.server import Server
-from forge_supervisor.counts import Counts
+from forge_supervisor.doors import Doors
 from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import Handshake
-from forge_supervisor.hooks import Hooks
-from forge_supervisor.memory import State
-from forge_supervisor.metrics_server import MetricsServer
 from forge_supervisor.runtime import runtime_directory, state_directory
 from forge_supervisor.saved import Store
 from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from pathlib import Path
 
     from forge_supervisor.config import Config
-    from forge_supervisor.control.peer import Peer
 
 # Beyond all stop timeouts: a launch under way, SIGKILL, clearing leftovers, the tmux servers.
 STOP_MARGIN_SEC = 150
@@ -85,10 +76,10 @@ class Daemon:
             conceal=journal.conceal,
             changed=self._changed,
         )
-        hooks = Hooks(placement, lambda: supervisor.config.hooks, self._feed.emit)
-        doors = await self._open(supervisor, placement, hooks)
+        doors = Doors(self._runtime, supervisor, placement, self._feed, partial(self._reload_by_control, supervisor))
+        await doors.open()
         watchdog = asyncio.create_task(self._feed_watchdog())
-        serving = asyncio.create_task(self._serve(supervisor, placement, hooks))
+        serving = asyncio.create_task(self._serve(supervisor, placement, doors))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         # Without systemd nobody starts another one.
@@ -99,7 +90,7 @@ class Daemon:
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
         await (supervisor.leave() if leave else supervisor.stop())
-        await doors.aclose()
+        await doors.close()
         self._handshake.close()
         await placement.close(leave=leave)
         watchdog.cancel()
@@ -109,14 +100,15 @@ class Daemon:
             raise outcome
         return 0
 
-    async def _serve(self, supervisor: Supervisor, placement: units.Placement, hooks: Hooks) -> None:
+    async def _serve(self, supervisor: Supervisor, placement: units.Placement, doors: Doors) -> None:
         saved, problems = self._store.load()
         for problem in problems:
             journal.log(events.StateProblem(problem=problem))
-        hooks.begin({name for name, left in saved.items() if left.life.state is State.FAILED})
         # What no file tells of is watched by nobody, and would run beside what is started now.
         await placement.discard({left.run_as for left in saved.values()}, saved)
-        await supervisor.start(saved)
+        doors.serve(saved)
+        async with self._reloading:
+            await supervisor.start(saved)
         # Those that are adopted as they were change nothing, and so tell nothing.
         self._tell_status()
         self._notify("READY=1")
@@ -126,8 +118,8 @@ class Daemon:
             with contextlib.suppress(config.ConfigError):  # it has been told
                 await self._do_reload(supervisor)
 
-    async def _do_reload(self, supervisor: Supervisor) -> None:
-        """Raises ConfigError, and has told it."""
+    async def _do_reload(self, supervisor: Supervisor) -> list[str]:
+        """Tell what it has changed. Raises ConfigError, and has told it."""
         async with self._reloading:
             # sd_notify(3): the time tells systemd that READY=1 answers this reload and no earlier one.
             self._notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -135,56 +127,22 @@ class Daemon:
                 loaded = self._load()
                 self._complaint = ""
                 _warn_of(loaded)
+                lines = supervisor.plan_of(loaded).lines()
                 await supervisor.reload(loaded)
                 self._config = loaded
             except config.ConfigError as error:
-                journal.log(events.SupervisorReloadFailed(problem=str(error)))
+                self._feed.emit(events.SupervisorReloadFailed(problem=str(error)))
                 first = error.problems[0]
                 self._complaint = f"; not reloaded: {str(first)[:500]}"
                 raise
             finally:
                 self._tell_status()
                 self._notify("READY=1")
+            return lines
 
     async def _reload_by_control(self, supervisor: Supervisor, dry_run: bool) -> list[str]:  # noqa: FBT001
         """Tell what a reload changes, having done it unless it is a dry run. Raises ConfigError."""
-        lines = supervisor.plan_of(self._load()).lines()
-        if not dry_run:
-            await self._do_reload(supervisor)
-        return lines
-
-    async def _open(
-        self, supervisor: Supervisor, placement: units.Placement, hooks: Hooks
-    ) -> contextlib.AsyncExitStack:
-        """Open all that operators and their programs have of the supervisor. Raises OSError."""
-        doors = contextlib.AsyncExitStack()
-        doors.push_async_callback(hooks.close)
-        office = self._office(supervisor, placement)
-        control = Server(self._runtime, office)
-        control.start()
-        doors.push_async_callback(control.close)
-        counts = Counts()
-        metrics = MetricsServer(self._runtime, partial(_scraped, office, counts))
-        await metrics.start()
-        doors.push_async_callback(metrics.close)
-        for listener in (counts.heard, hooks.heard):
-            doors.enter_context(self._feed.listening(listener))
-        return doors
-
-    def _office(self, supervisor: Supervisor, placement: units.Placement) -> Office:
-
-        def rights(peer: Peer) -> Rights:
-            agents = {name: agent.run_as for name, agent in supervisor.agents.items()}
-            return rights_of(
-                peer,
-                _user_of(peer.uid, set(agents.values())),
-                supervisor.config.control,
-                own_uid=os.geteuid(),
-                group=_gid_of(GROUP),
-                agents=agents,
-            )
-
-        return Office(supervisor, placement, self._feed, rights, partial(self._reload_by_control, supervisor))
+        return supervisor.plan_of(self._load()).lines() if dry_run else await self._do_reload(supervisor)
 
     def _changed(self, agent: str) -> None:
         self._tell_status()
@@ -230,28 +188,6 @@ class Daemon:
     def _longest_stop(self) -> int:
         timeouts = [agent.stop_timeout_sec for agent in self._config.agents.values()]
         return int(min(max(timeouts, default=0), ONE_DAY_SEC)) + STOP_MARGIN_SEC
-
-
-def _scraped(office: Office, counts: Counts) -> tuple[str, bytes]:
-    """Give what is scraped, and its content type."""
-    from forge_supervisor import metrics  # noqa: PLC0415 - it takes memory, so not before somebody asks for it
-
-    return metrics.CONTENT_TYPE, metrics.exposed([office.describe(name) for name in office.supervisor.agents], counts)
-
-
-def _user_of(uid: int, users: Collection[str]) -> str | None:
-    """Name that user of agents, if it is one; of several names that share a uid always the same."""
-    for name in sorted(users):
-        with contextlib.suppress(KeyError):
-            if pwd.getpwnam(name).pw_uid == uid:
-                return name
-    return None
-
-
-def _gid_of(group: str) -> int | None:
-    with contextlib.suppress(KeyError):
-        return grp.getgrnam(group).gr_gid
-    return None
 
 
 def _warn_of(loaded: Config) -> None:

@@ -149,6 +149,8 @@ class Supervisor:
 
         One that runs, and as it is declared now could not be started, runs on as it was until it can.
         """
+        if self.ending:
+            return
         if config.socket_name != self._config.socket_name:
             config = self._keep_socket_name(config, self._config.socket_name)
         self._config = config

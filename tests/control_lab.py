@@ -182,6 +182,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Config, scen
         lab = Lab(bench, tmp_path)
         monkeypatch.setattr(server, "peer_of", lab.peer_of)
         lab.server.start()
+        lab.server.serve()
         async with asyncio.timeout(PATIENCE * 2):
             await bench.supervisor.start({})
             try:

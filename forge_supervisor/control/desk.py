@@ -268,6 +268,8 @@ class Desk(VarlinkInterface, name=NAME):
             if name in self._office.supervisor.leaving:
                 # A start would undo the stop that the reload waits for.
                 raise Failed(reason=f"{name} is being stopped, as a reload has it (try again when it has)")
+            if name not in lives and self._office.supervisor.agents[name].enabled:
+                raise Failed(reason=f"{name} is about to be started, as a reload has it")
             if name not in lives:
                 raise Disabled(agent=name)
         for life in lives.values():

@@ -51,7 +51,7 @@ class Server:
         self._of_user: Counter[int] = Counter()
 
     def start(self) -> None:
-        """Raises OSError."""
+        """Let callers come, and wait. Raises OSError."""
         self._path.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -64,7 +64,11 @@ class Server:
             listening.close()
             raise
         self._listening = listening
-        asyncio.get_running_loop().add_reader(listening, self._accept)
+
+    def serve(self) -> None:
+        """Answer them from now on."""
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
     async def close(self) -> None:
         """Returns when nothing that was asked is under way any more."""
@@ -95,7 +99,7 @@ class Server:
             # No descriptor is left: there will be.
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listening)
-            loop.call_later(ACCEPT_PAUSE, self._accept_again)
+            loop.call_later(ACCEPT_PAUSE, self.serve)
             return
         peer = peer_of(connection, self._office.agent_of)
         # An operator is not to be kept out by others, however many these are.
@@ -123,10 +127,6 @@ class Server:
         # Without a look ahead at where messages end: that reads on as long as there is something, a message by a call
         # of the kernel's, so that one who talks fast enough would be all that is ever listened to.
         VarlinkTransport(asyncio.get_running_loop(), connection, connection, caller, boundary_predictor=None)
-
-    def _accept_again(self) -> None:
-        if self._listening is not None:
-            asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
 
 class _Caller(VarlinkInterfaceServerProtocol):

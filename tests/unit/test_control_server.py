@@ -20,6 +20,7 @@ from forge_supervisor.config import ConfigError, Problem
 from forge_supervisor.control import NAME, desk
 from forge_supervisor.control.interface import Agent
 from forge_supervisor.control.rights import Rights
+from forge_supervisor.control.server import Server
 from forge_supervisor.policy import Exit
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Capture, Captured, Done, Send
@@ -312,6 +313,23 @@ def test_nothing_is_begun_once_the_supervisor_ends(play: Play, leaves: bool) -> 
         assert len(lab.bench.sessions["a"]) == 1
 
     play(config(a={}, slow=SLOW), scene)
+
+
+def test_who_comes_early_waits_until_something_true_can_be_told(play: Play, tmp_path: Path) -> None:
+    async def scene(lab: Lab) -> None:
+        (tmp_path / "early").mkdir()
+        early = Server(tmp_path / "early", lab.server._office)
+        early.start()
+        lab.path = tmp_path / "early" / NAME
+        async with lab.calling() as caller:
+            await caller.send("Ping")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(caller.answer(), 0.1)
+            early.serve()
+            assert "parameters" in await caller.answer()
+        await early.close()
+
+    play(config(a={}), scene)
 
 
 # Screens, and what is typed.

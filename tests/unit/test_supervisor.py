@@ -120,6 +120,18 @@ def test_a_stop_ends_all_and_waits_for_the_slowest(play: Play) -> None:
     play(config(a={}, slow={"model": "obstinate", "stop_timeout_sec": "infinity"}), scene)
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_reload_that_comes_too_late_begins_nothing(play: Play, leaves: bool) -> None:
+    async def scene(bench: Bench) -> None:
+        ending = asyncio.create_task(bench.supervisor.leave() if leaves else bench.supervisor.stop())
+        await asyncio.sleep(0)
+        await bench.supervisor.reload(config(a={}, b={}))
+        await ending
+        assert list(bench.sessions) == ["a"]
+
+    play(config(a={}), scene)
+
+
 def test_a_reload_starts_stops_and_restarts_only_what_has_to_be(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         await bench.supervisor.reload(
