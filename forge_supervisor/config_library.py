@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from forge_supervisor.config import Agent, AgentTable
 
+_LONGEST_NAME = 100
+
 
 class Skill(Model):
     source: Place
@@ -159,5 +161,7 @@ def shared_bots(agents: Iterable[Agent], library: Library) -> Iterator[tuple[Age
 
 def meant(given: object, known: Iterable[str]) -> str:
     """Make a hint of the known name that is most like the given one, or nothing."""
-    close = get_close_matches(given, list(known), n=1) if isinstance(given, str) else []
+    # What is that long is nobody's mistyped name, and comparing it takes long too.
+    is_name = isinstance(given, str) and len(given) <= _LONGEST_NAME
+    close = get_close_matches(str(given), list(known), n=1) if is_name else []
     return f' (did you mean "{close[0]}"?)' if close else ""

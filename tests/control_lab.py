@@ -45,6 +45,7 @@ class Lab:
         self.reload: Callable[[bool], Awaitable[list[str]]] = self._reload
         self._rights: dict[int, Rights] = {}
         self._numbers = 0
+        self.looked_up = 0
         self.server = Server(
             directory,
             Office(bench.supervisor, bench.placement, bench.feed, self._rights_of, self._do_reload),
@@ -58,6 +59,7 @@ class Lab:
 
     def _rights_of(self, peer: Peer) -> Rights:
         (number,) = peer.gids
+        self.looked_up += 1
         return self._rights[number]
 
     async def _do_reload(self, dry_run: bool) -> list[str]:

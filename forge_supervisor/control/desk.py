@@ -48,6 +48,9 @@ from forge_supervisor.worker.messages import Capture, Send
 
 MOST_BEHIND = 512
 """What somebody who monitors may leave unread."""
+RIGHTS_KEPT = 1.0
+"""Seconds for which who monitors keeps the rights that it had: to look them up for each event and each of many takes
+longer than all else."""
 LONGEST_TEXT = 100_000
 """Characters that can be sent to an agent at once."""
 
@@ -93,6 +96,7 @@ class Desk(VarlinkInterface, name=NAME):
         self._peer = peer
         self._monitors: set[asyncio.Queue[Happened | None]] = set()
         self._gone = asyncio.Event()
+        self._last_rights = (float("-inf"), Rights())
 
     def hung_up(self) -> None:
         """Take note that the caller is gone: what it waits for is waited for no more."""
@@ -217,7 +221,7 @@ class Desk(VarlinkInterface, name=NAME):
         raise TooSlow
 
     def _happened(self, agent: str | None, event: events.Event | None) -> Happened | None:
-        rights = self._rights()
+        rights = self._rights_of_late()
         run_as = getattr(event, "run_as", None)
         known = self._office.supervisor.agents.get(agent) if agent is not None else None
         if known is not None:
@@ -229,6 +233,14 @@ class Desk(VarlinkInterface, name=NAME):
 
     def _rights(self) -> Rights:
         return self._office.rights(self._peer)
+
+    def _rights_of_late(self) -> Rights:
+        when, rights = self._last_rights
+        now = asyncio.get_running_loop().time()
+        if now - when > RIGHTS_KEPT:
+            rights = self._rights()
+            self._last_rights = (now, rights)
+        return rights
 
     def _visible(self) -> list[str]:
         rights = self._rights()

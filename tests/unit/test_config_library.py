@@ -9,6 +9,7 @@ from config_lab import RUN_AS, SOMEBODY, loaded, refused, write
 
 from forge_supervisor import harness
 from forge_supervisor.config import load
+from forge_supervisor.config_library import meant
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,3 +193,10 @@ def test_keys_are_told_with_the_file_that_says_them(tmp_path: Path) -> None:
     assert config.origin("a", "run_as") == ("defaults.run_as", str(tmp_path / "config.toml"))
     assert config.origin("a", "skills.review") == ("skills.review", str(tmp_path / "conf.d/library.toml"))
     assert config.origin("a", "effort") == ("agents.a.effort", "")
+
+
+def test_a_hint_is_given_of_what_can_have_been_mistyped_alone() -> None:
+    assert meant("scuot", ["scout", "ceo"]) == ' (did you mean "scout"?)'
+    # Callers of the control socket choose how much there is to compare.
+    assert meant("x" * 100_000, ["x" * 100_001]) == ""
+    assert meant(7, ["7"]) == ""

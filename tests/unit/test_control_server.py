@@ -554,6 +554,28 @@ def test_an_agent_that_is_removed_before_its_state_was_told_is_left_out(play: Pl
     play(config(None, **lots), scene)
 
 
+def test_rights_are_not_looked_up_for_each_event_and_yet_are_not_for_ever(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(lab: Lab) -> None:
+        async with lab.calling() as caller:
+            await caller.send("Monitor", more=True)
+            await read(caller, 1)
+            before = lab.looked_up
+            for _ in range(400):
+                lab.bench.feed.emit(events.WorkerLost(run_as="team", reason="x"))
+            await read(caller, 400)
+            assert lab.looked_up - before < 40
+            monkeypatch.setattr(desk, "RIGHTS_KEPT", -1.0)
+            lab._rights = dict.fromkeys(lab._rights, STRANGER)
+            lab.bench.feed.emit(events.WorkerLost(run_as="team", reason="x"))
+            lab._rights = dict.fromkeys(lab._rights, control_lab.ROOT)
+            lab.bench.feed.emit(events.SupervisorReloaded(agents=1))
+            assert await read(caller, 1) == [("supervisor_reloaded", None)]
+
+    play(config(a={}), scene)
+
+
 def test_monitor_ends_for_who_is_too_slow(play: Play) -> None:
     async def scene(lab: Lab) -> None:
         async with lab.calling() as caller:
