@@ -166,7 +166,8 @@ class Desk(VarlinkInterface, name=NAME):
         except (WorkerError, LaunchError) as error:
             raise Failed(reason=str(error)) from error
         # All at once, as a secret may be broken into lines.
-        return {"screen": journal.shown(run_as, "\n".join(captured.screen)).split("\n")}
+        shown = journal.shown(run_as, "\n".join(captured.screen))
+        return {"screen": shown.split("\n") if shown else []}
 
     @varlinkmethod
     async def Send(self, *, agent: str, text: str) -> OneAgent:

@@ -385,3 +385,43 @@ def test_the_server_can_be_closed_in_the_middle_of_everything(play: Play) -> Non
         assert not lab.path.exists()
 
     play(config(slow=SLOW), scene)
+
+
+def test_where_no_descriptor_is_left_callers_wait_until_there_is(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ACCEPT_PAUSE", 0.01)
+
+    async def scene(lab: Lab) -> None:
+        tried_again = asyncio.Event()
+        serve = lab.server.serve
+
+        def try_again() -> None:
+            tried_again.set()
+            serve()
+
+        monkeypatch.setattr(lab.server, "serve", try_again)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with lab.calling() as caller:
+            await caller.send("Ping")
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                await tried_again.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert "parameters" in await caller.answer()
+
+    play(config(), scene)
+
+
+def test_a_socket_that_was_left_behind_is_replaced_and_all_may_connect(play: Play) -> None:
+    async def scene(lab: Lab) -> None:
+        await lab.server.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+            left.bind(os.fspath(lab.path))
+        lab.server.start()
+        lab.server.serve()
+        assert lab.path.stat().st_mode & 0o777 == 0o666
+        await lab.is_well()
+
+    play(config(), scene)

@@ -382,6 +382,8 @@ def test_a_screen_that_cannot_be_had_is_an_error_in_words(play: Play) -> None:
     async def scene(lab: Lab) -> None:
         realm = give(lab, WorkerError("it is gone"))
         assert error(await lab.ask("Capture", agent="a")) == ("Failed", {"reason": "it is gone"})
+        realm.answer = Captured(screen=[])
+        assert (await lab.ask("Capture", agent="a"))["parameters"] == {"screen": []}
         realm.server_pid = None
         assert error(await lab.ask("Capture", agent="a")) == ("Failed", {"reason": "a has no terminal yet"})
 
