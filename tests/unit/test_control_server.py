@@ -722,7 +722,7 @@ def test_the_client_sends_the_longest_text_in_any_script(play: Play, monkeypatch
 
 def test_the_client_says_what_to_do_where_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGE_SOCKET", os.fspath(tmp_path / "none"))
-    with pytest.raises(client.NotThereError, match="systemctl start forge-supervisor"):
+    with pytest.raises(client.NotThereError, match="systemctl status forge-supervisor"):
         client.call("Ping")
 
 
