@@ -6,12 +6,18 @@ The agents are made up, and so is the time: a picture differs only if what it sh
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import re
 import time
 from pathlib import Path
 
-from watch_lab import NOW, FakeSupervisor, agent, event
+from agents_lab import NOW, agent
+from rich.console import Console
+from rich.text import Text
+from watch_lab import FakeSupervisor, event
 
+from forge_supervisor.cli import status
 from forge_supervisor.cli.watch import Watch
 from forge_supervisor.cli.watch_parts import AgentTable
 
@@ -51,9 +57,9 @@ def _ago(seconds: float) -> int:
 def _agents() -> list[dict[str, object]]:
     down = {"pid": None, "memory": None}
     return [
-        agent("coordinator", since_usec=_ago(187_420), memory=502_600_000, activity="idle", pid=2214),
-        agent("scout", since_usec=_ago(5_110), memory=741_900_000, activity="working", pid=90417, n_restarts=1),
-        agent("reviewer", run_as="review", since_usec=_ago(912), memory=388_100_000, activity="waiting", pid=93001),
+        agent("coordinator", since_usec=_ago(187_420), memory=502_600_000, pid=2214),
+        agent("scout", since_usec=_ago(5_110), memory=741_900_000, pid=90417, n_restarts=1),
+        agent("reviewer", run_as="review", since_usec=_ago(912), memory=388_100_000, pid=93001),
         agent(
             "nightly",
             state="auto-restart",
@@ -113,10 +119,29 @@ async def _draw() -> str:
     return picture
 
 
+def status_picture() -> str:
+    """Draw what `forgectl status` prints of all, and of one, as SVG."""
+    console = Console(record=True, width=SIZE[0], file=io.StringIO(), force_terminal=True)
+    agents = _agents()
+    shown = [
+        "$ forgectl status",
+        *status.table(agents, now=NOW, coloured=True),
+        "",
+        status.summary(agents),
+        "",
+        "$ forgectl status nightly",
+        *status.detail(agents[3], ["error: linker `cc` not found", "exit 1"], now=NOW, coloured=True),
+    ]
+    console.print(Text.from_ansi("\n".join(shown)))
+    return console.export_svg(title="forgectl status", unique_id="status")
+
+
 def main() -> None:
     os.environ["TZ"] = "UTC"
     time.tzset()
-    (DOCS / "watch.svg").write_text(watch_picture())
+    for name, picture in (("watch", watch_picture()), ("status", status_picture())):
+        # Whoever looks at the documentation has a font, and need not tell anybody else that they look at it.
+        (DOCS / f"{name}.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

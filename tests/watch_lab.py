@@ -6,41 +6,14 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
+from agents_lab import NOW
+
 from forge_supervisor.cli.client import CallError, NotThereError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-AWAY = "no supervisor is running (/run/forge-supervisor/io.forge.Supervisor): systemctl start forge-supervisor"
-NOW = 1_790_000_000.0
-"""Seconds since 1970."""
-
-
-def agent(name: str, **fields: Any) -> dict[str, Any]:
-    """Describe an agent as the interface does; it runs unless told otherwise."""
-    return {
-        "name": name,
-        "run_as": "team",
-        "harness": "claude-code",
-        "model": None,
-        "enabled": True,
-        "state": "running",
-        "since_usec": round((NOW - 200) * 1_000_000),
-        "activity": None,
-        "result": "success",
-        "exit_code": None,
-        "signal": None,
-        "start_limit_hit": False,
-        "n_restarts": 0,
-        "pid": 4711,
-        "invocation": None,
-        "started_usec": None,
-        "restart_usec": None,
-        "memory": None,
-        "scope": None,
-        "socket_name": "forge",
-        "declared_otherwise": False,
-    } | fields
+AWAY = "no supervisor is running (/run/x/io.forge.Supervisor); systemctl status forge-supervisor tells why"
 
 
 def event(name: str, message: str, **fields: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def test_the_table_has_a_line_for_each_and_no_column_that_says_nothing() -> None
     ]
     lines = [line.split() for line in status.table(agents, now=NOW, coloured=False)]
     assert lines[0] == ["AGENT", "USER", "STATE", "SINCE", "PID", "RESTARTS", "MEMORY"]
-    assert lines[1] == ["scout", "team", "running", "2h", "3min", "4711", "0", "117.7M"]
-    assert lines[2] == ["coordinator", "team", "failed", "(exit", "code", "3)", "2h", "3min", "-", "3", "-"]
+    assert lines[1] == ["scout", "team", "running", "3min", "20s", "4711", "0", "117.7M"]
+    assert lines[2] == ["coordinator", "team", "failed", "(exit", "code", "3)", "3min", "20s", "-", "3", "-"]
 
 
 def test_what_one_line_says_stands_below_its_heading() -> None:
@@ -77,7 +77,7 @@ def test_the_detail_tells_what_there_is_to_know() -> None:
     )
     text = "\n".join(status.detail(waiting, ["the last line"], now=NOW, coloured=False))
     for words in (
-        *("● scout - claude-code (opus)", "State: auto-restart (exit code 3) since ", "; 2h 3min ago"),
+        *("● scout - claude-code (opus)", "State: auto-restart (exit code 3) since ", "; 3min 20s ago"),
         *("Restarts: 2", "Last exit: code 3 (result exit-code)", "; in 4s", "otherwise now", "    | the last line"),
     ):
         assert words in text

@@ -15,9 +15,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from agents_lab import NOW, agent
 from pictures import watch_picture
 from textual.widgets import Footer
-from watch_lab import NOW, FakeSupervisor, agent, event
+from watch_lab import FakeSupervisor, event
 
 from forge_supervisor.cli.client import CallError
 from forge_supervisor.cli.roster import Roster
