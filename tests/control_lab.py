@@ -200,6 +200,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Config, scen
 @contextlib.contextmanager
 def no_complaints() -> Iterator[None]:
     """Nothing is logged as an error meanwhile, be it when garbage is collected."""
+    gc.collect()
     heard: list[logging.LogRecord] = []
 
     class Ear(logging.Handler):

@@ -65,6 +65,8 @@ class Worker:
             text = f"what is declared takes {len(line)} bytes, and {LINE_LIMIT} is the most (mind role and env)"
             raise WorkerError(text)
         answer = self._pending[identifier] = asyncio.get_running_loop().create_future()
+        # Whoever gives up before it waits for the answer is not to be complained of.
+        answer.add_done_callback(lambda given: given.cancelled() or given.exception())
         try:
             async with asyncio.timeout(request.timeout):
                 self._writer.write(line)
