@@ -19,19 +19,18 @@ from forge_supervisor.handshake import LaunchError
 from forge_supervisor.keeper import Keeper
 from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.plan import Plan, plan
-from forge_supervisor.realm import Realm
+from forge_supervisor.realms import Realms
 from forge_supervisor.runner import SessionRunner
 from forge_supervisor.saved import Saved, boot_id
 from forge_supervisor.session import Session
 from forge_supervisor.status import summed_up
-from forge_supervisor.worker.client import WorkerError
-from forge_supervisor.worker.messages import Close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from forge_supervisor.config import Config
     from forge_supervisor.handshake import Handshake
+    from forge_supervisor.realm import Realm
     from forge_supervisor.saved import Store
     from forge_supervisor.units import Placement
 
@@ -63,7 +62,7 @@ class Supervisor:
         self._emit = emit
         self._conceal = conceal
         self._on_change = changed
-        self._realms: dict[str, Realm] = {}
+        self._realms = Realms(placement, emit, socket_name=lambda: self.socket_name, known=self._known)
         self._lives: dict[str, Lifecycle] = {}
         self._runners: dict[str, SessionRunner] = {}
         self._declared: dict[str, Declared] = {}
@@ -78,8 +77,6 @@ class Supervisor:
         self._finding: asyncio.Future[Any] | None = None
         self._seeing: dict[str, asyncio.Task[None]] = {}
         """Changes of agents that are under way."""
-        self._closing: dict[str, asyncio.Task[None]] = {}
-        """What is left of users that have no agents any more."""
 
     @property
     def agents(self) -> Mapping[str, Agent]:
@@ -127,7 +124,7 @@ class Supervisor:
             self._adopt(name, left)
         # So that what is stopped has its session closed, even if none of that user's agents is ever started again.
         users = {life.agent.run_as for life in self._lives.values()}
-        self._finding = asyncio.gather(*map(self._find_server, users))
+        self._finding = asyncio.gather(*map(self._realms.find_server, users))
         if unfinished:
             # None of them was stopped for its own sake, so all are to be started again.
             await asyncio.gather(*map(self._remove, list(self._lives)))
@@ -232,9 +229,8 @@ class Supervisor:
         for life in self._lives.values():
             life.stop()
         await self.until(lambda: all(life.state in AT_REST for life in self._lives.values()))
-        await asyncio.gather(*(self._close_session(life.agent) for life in self._lives.values()))
-        await asyncio.gather(*map(self._close_realm, list(self._realms)))
-        await asyncio.gather(*self._closing.values())
+        await asyncio.gather(*(self._realms.close_session(life.agent) for life in self._lives.values()))
+        await self._realms.close_all()
         for name in self._lives:
             self._keeper.forget(name)
         self._store.stopped()
@@ -247,7 +243,7 @@ class Supervisor:
         for life in self._lives.values():
             life.freeze()
         await asyncio.gather(*(runner.leave() for runner in self._runners.values()))
-        await asyncio.gather(*(realm.close(leave=True) for realm in self._realms.values()))
+        await self._realms.leave()
 
     def hurry(self) -> None:
         """Kill what is still stopping."""
@@ -345,10 +341,6 @@ class Supervisor:
             # Before a restart comes due that nobody wants.
             life.stop()
 
-    async def _find_server(self, user: str) -> None:
-        with contextlib.suppress(LaunchError):  # whoever needs it is told why
-            await self.realm_of(user).server()
-
     def _state_of(self, name: str) -> Saved | None:
         """Tell what another supervisor has to know of an agent."""
         life = self._lives.get(name)
@@ -370,11 +362,6 @@ class Supervisor:
         self._emit(events.ConfigWarning(file="", key="socket_name", problem=text))
         return replace(config, socket_name=name)
 
-    async def _close_realm(self, user: str) -> None:
-        closing = asyncio.create_task(self._realms.pop(user).close())
-        self._closing[user] = closing
-        await asyncio.shield(closing)
-
     async def _remove(self, name: str) -> None:
         self._leaving.add(name)
         try:
@@ -391,28 +378,15 @@ class Supervisor:
         await self.until(lambda: life.state in AT_REST)
         if self._finding is not None:
             await asyncio.shield(self._finding)
-        await self._close_session(life.agent)
+        await self._realms.close_session(life.agent)
         for kept in (self._lives, self._runners, self._declared, self._fingerprints):
             kept.pop(name)
         self._keeper.forget(name)
         users = {other.agent.run_as for other in self._lives.values()} | {
             agent.run_as for agent in self._config.agents.values() if agent.enabled
         }
-        if life.agent.run_as in self._realms.keys() - users:
-            await self._close_realm(life.agent.run_as)
-
-    async def _close_session(self, agent: Agent) -> None:
-        realm = self._realms.get(agent.run_as)
-        if realm is None or realm.server_pid is None:
-            return
-        try:
-            await realm.ask(Close(agent=agent.name, server=realm.server_pid))
-        except (WorkerError, LaunchError) as error:
-            self._emit(
-                events.AgentWarning(
-                    agent=agent.name, run_as=agent.run_as, key="", problem=f"its session stays behind: {error}"
-                )
-            )
+        if life.agent.run_as in self._realms.users - users:
+            await self._realms.close(life.agent.run_as)
 
     def _make_session(self, agent: Agent, invocation: str) -> Session:
         return self._session_of(self._declared[agent.name], invocation)
@@ -429,16 +403,7 @@ class Supervisor:
         )
 
     def realm_of(self, user: str) -> Realm:
-        if user not in self._realms:
-            self._realms[user] = Realm(
-                user,
-                self._placement,
-                self._config.socket_name,
-                self._emit,
-                known=partial(self._known, user),
-                after=self._closing.pop(user, None),
-            )
-        return self._realms[user]
+        return self._realms.of(user)
 
     def _known(self, user: str) -> dict[str, int | None]:
         """Name the agents of a user, each with the pid of its session, if it has one."""

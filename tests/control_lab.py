@@ -19,6 +19,7 @@ from forge_supervisor.control.desk import Office
 from forge_supervisor.control.peer import Peer
 from forge_supervisor.control.rights import Rights
 from forge_supervisor.control.server import Server
+from forge_supervisor.realms import Realms
 from forge_supervisor.saved import Store
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Config, scen
 
         async def no_server(*_: object) -> None: ...
 
-        monkeypatch.setattr(supervisor.Supervisor, "_find_server", no_server)
+        monkeypatch.setattr(Realms, "find_server", no_server)
         lab = Lab(bench, tmp_path)
         monkeypatch.setattr(server, "peer_of", lab.peer_of)
         lab.server.start()

@@ -14,8 +14,8 @@ from forge_supervisor import events, keeper, supervisor
 from forge_supervisor.config import Config, HarnessSettings, Library
 from forge_supervisor.memory import State
 from forge_supervisor.policy import Exit
+from forge_supervisor.realms import Realms
 from forge_supervisor.saved import SavedSession, Store
-from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +34,7 @@ def play(
             bench = Bench(first, Store(tmp_path))
             bench.monkeypatch = monkeypatch
             monkeypatch.setattr(supervisor, "Session", bench.make)
-            monkeypatch.setattr(Supervisor, "_find_server", lambda *_: asyncio.sleep(0))
+            monkeypatch.setattr(Realms, "find_server", lambda *_: asyncio.sleep(0))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(10):
                     await bench.supervisor.start({})
