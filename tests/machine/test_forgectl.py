@@ -195,6 +195,43 @@ def test_attach_is_a_terminal_and_leaves_the_agent_running(desk: Machine, user: 
     assert shown(desk, "scout")["state"] == "running"
 
 
+LOOKS = (("status",), ("status", "--json", "scout"), ("screen", "scout"))
+ACTS = (("stop", "scout"), ("start", "scout"), ("restart", "scout"), ("reset-failed", "coder"), ("send", "scout", "x"))
+OPERATORS = (("reload",), ("reload", "--dry-run"), ("disable", "scout"), ("enable", "scout"))
+
+
+def test_a_user_of_agents_looks_at_its_own_and_does_no_more(desk: Machine) -> None:
+    pid = shown(desk, "scout")["pid"]
+    for verb in LOOKS:
+        assert forgectl(desk, *verb, user="desk")[0] == 0, verb
+    assert forgectl(desk, "status", "coder", user="desk")[0] == 3
+    for verb in (*ACTS, *OPERATORS[:2]):
+        code, said, complaint = forgectl(desk, *verb, user="desk")
+        assert (code, said) == (1, ""), verb
+        assert "control.users" in complaint, verb
+    for verb in OPERATORS[2:]:
+        assert forgectl(desk, *verb, user="desk")[0] == 1, verb
+    assert shown(desk, "scout")["pid"] == pid
+
+
+def test_a_user_of_agents_to_whom_it_is_granted_acts_on_its_own(desk: Machine) -> None:
+    desk.write(CONFIG, AGENTS + '[control]\nusers = ["desk"]\n')
+    forgectl(desk, "reload")
+    for verb in ACTS:
+        code, _, complaint = forgectl(desk, *verb, user="desk")
+        assert code == 0, (verb, complaint)
+    for verb in OPERATORS:
+        assert forgectl(desk, *verb, user="desk")[0] == 1, verb
+
+
+def test_members_of_the_group_are_as_root(desk: Machine) -> None:
+    desk.run("groupadd", "--force", "forge")
+    desk.run("useradd", "--groups", "forge", "oncall", check=False)
+    for verb in (*LOOKS, *ACTS, *OPERATORS[:2]):
+        code, _, complaint = forgectl(desk, *verb, user="oncall")
+        assert code == 0, (verb, complaint)
+
+
 def test_a_stranger_is_told_no(desk: Machine) -> None:
     desk.run("useradd", "stranger", check=False)
     for arguments in (("status",), ("stop", "scout"), ("send", "scout", "x"), ("attach", "scout"), ("reload",)):
