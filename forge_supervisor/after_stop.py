@@ -12,6 +12,7 @@ import contextlib
 import logging
 import shutil
 import sys
+from pathlib import Path
 
 from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
 from forge_supervisor.units.manager import ManagerError
@@ -27,7 +28,7 @@ async def clear() -> int:
         with contextlib.suppress(UnusableRuntimeError), only_one(runtime_directory()) as runtime:
             await SystemdPlacement(manager_path()).discard((), ())
             shutil.rmtree(state_directory(runtime), ignore_errors=True)
-            for socket in runtime.glob("launch-*.sock"):
+            for socket in filter(Path.is_socket, runtime.iterdir()):
                 socket.unlink(missing_ok=True)
     except (ManagerError, PlacementError) as error:
         sys.stderr.write(f"{error}\n")

@@ -195,9 +195,15 @@ def test_attach_is_a_terminal_and_leaves_the_agent_running(desk: Machine, user: 
     assert shown(desk, "scout")["state"] == "running"
 
 
-LOOKS = (("status",), ("status", "--json", "scout"), ("screen", "scout"))
-ACTS = (("stop", "scout"), ("start", "scout"), ("restart", "scout"), ("reset-failed", "coder"), ("send", "scout", "x"))
-OPERATORS = (("reload",), ("reload", "--dry-run"), ("disable", "scout"), ("enable", "scout"))
+LOOKS: tuple[tuple[str, ...], ...] = (("status",), ("status", "--json", "scout"), ("screen", "scout"))
+ACTS: tuple[tuple[str, ...], ...] = (
+    *(("stop", "scout"), ("start", "scout"), ("restart", "scout"), ("reset-failed", "coder")),
+    ("send", "scout", "x"),
+)
+OPERATORS: tuple[tuple[str, ...], ...] = (
+    *(("reload",), ("reload", "--dry-run")),
+    *(("disable", "scout"), ("enable", "scout")),
+)
 
 
 def test_a_user_of_agents_looks_at_its_own_and_does_no_more(desk: Machine) -> None:
