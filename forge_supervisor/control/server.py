@@ -190,7 +190,8 @@ class _Caller(VarlinkInterfaceServerProtocol):
         if not self._sending.done():
             patience = asyncio.get_running_loop().call_later(SEND_TIMEOUT, self.abort)
             self._sending.add_done_callback(lambda _: patience.cancel())
-        return self._sending
+        # The library would leave the method of one who has gone where it is. It comes to its end by itself.
+        return asyncio.ensure_future(_over(self._sending))
 
     async def _answered(self, answering: asyncio.Future[None] | None) -> None:
         if answering is not None:
@@ -206,3 +207,8 @@ class _Caller(VarlinkInterfaceServerProtocol):
         # What it has said before it hung up is done, if it was all said: a call may be "oneway".
         if self._lost and self._answering is None and not self._consumer_queue and not self.ended.done():
             self.ended.set_result(None)
+
+
+async def _over(sending: asyncio.Future[None]) -> None:
+    """Return when it has been sent, or cannot be."""
+    await asyncio.wait([sending])

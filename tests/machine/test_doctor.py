@@ -115,7 +115,7 @@ CASES = {
         "user patient", "warning", f"its home {HOME} belongs to daemon, who may change what agents read there", _CHOWN,
     ),
     "home-read-only": Case(
-        f"mount --bind {HOME} {HOME} && mount -o remount,bind,ro {HOME}",
+        f"mount -t tmpfs -o ro,mode=700,uid=$(id -u patient),gid=$(id -g patient) tmpfs {HOME}",
         "user patient", "problem", f"it may not write its home {HOME}",
         f'mount -o remount,rw "$(findmnt -no TARGET -T {HOME})"',
     ),
