@@ -278,7 +278,8 @@ class Watch(App[None]):
         """Be at the selected agent's terminal until the user detaches. Everything here stands still meanwhile."""
         if (name := self._table.selected) is None:
             return
-        argv = [sys.executable, "-m", "forge_supervisor.cli.main", "attach", name]
+        # -I: else python would first look for modules where the operator stands, which may be an agent's directory.
+        argv = [sys.executable, "-I", "-m", "forge_supervisor.cli.main", "attach", name]
         try:
             with self.suspend():
                 done = self._run_at_terminal(argv)

@@ -457,7 +457,28 @@ def test_attach_has_the_terminal_to_itself(key: str) -> None:
             await user.until(lambda: user.row("scout")[2] == "stopping")
 
     run(scenario())
-    assert ran == [([sys.executable, "-m", "forge_supervisor.cli.main", "attach", "scout"], True)]
+    assert ran == [([sys.executable, "-I", "-m", "forge_supervisor.cli.main", "attach", "scout"], True)]
+
+
+def test_attach_runs_nothing_that_lies_where_the_operator_is(tmp_path: Path) -> None:
+    # Root may watch from within an agent's directory.
+    (tmp_path / "argparse.py").write_text("raise SystemExit('the agent is root now')\n")
+    ran: list[list[str]] = []
+
+    async def scenario() -> None:
+        def at_terminal(argv: list[str]) -> subprocess.CompletedProcess[str]:
+            ran.append(argv)
+            return subprocess.CompletedProcess(argv, 0, stderr="")
+
+        async with watching(FakeSupervisor(agent("scout")), run_at_terminal=at_terminal) as user:
+            await user.until(lambda: user.names == ["scout"])
+            await user.press("a")
+            await user.until(lambda: len(ran) == 1)
+
+    run(scenario())
+    env = {**os.environ, "FORGE_SOCKET": str(tmp_path / "none")}
+    done = subprocess.run(ran[0], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert "the agent is root now" not in done.stderr
 
 
 def test_all_keys_are_told_in_80_columns_and_the_line_can_be_used_otherwise() -> None:
