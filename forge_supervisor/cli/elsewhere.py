@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shlex
@@ -35,6 +36,10 @@ def attach(options: argparse.Namespace) -> NoReturn:
         command = [_RUNUSER, "--pty", "-u", user.pw_name, "--", *command]
     elif os.geteuid() != user.pw_uid:
         raise client.ForgectlError(f"{agent['name']} is {user.pw_name}'s: sudo forgectl attach {agent['name']}")
+    if not (os.isatty(0) and os.isatty(1)):
+        # runuser would type the end of its input into the agent's terminal, and the agent take it for Ctrl-d.
+        raise client.ForgectlError(f"attach needs a terminal (forgectl screen {agent['name']} shows what is there)")
+    _keep_descriptors()
     _become(command, _environment(user))
 
 
@@ -75,6 +80,14 @@ def _environment(user: pwd.struct_passwd) -> dict[str, str]:
     own = {"TMUX_TMPDIR": os.environ["TMUX_TMPDIR"]} if os.geteuid() and "TMUX_TMPDIR" in os.environ else {}
     login = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "SHELL": user.pw_shell}
     return {"TERM": "xterm-256color", **kept, **own, **login, "PATH": _PATH}
+
+
+def _keep_descriptors() -> None:
+    """Pass on none but the terminal: the user could take them out of its process, whoever may open what they are of."""
+    for entry in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the list itself
+            if int(entry.name) > 2:
+                os.set_inheritable(int(entry.name), False)
 
 
 def _become(command: Sequence[str], env: Mapping[str, Any]) -> NoReturn:

@@ -203,6 +203,7 @@ def test_root_attaches_as_the_user_with_nothing_of_its_own_environment(
 ) -> None:
     supervisor[0]["Show"] = {"agent": agent("scout", run_as="daemon", socket_name="other")}
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "isatty", lambda _: True)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "root's own")
     monkeypatch.setenv("TERM", "xterm-kitty")
     with pytest.raises(SystemExit):
@@ -214,11 +215,46 @@ def test_root_attaches_as_the_user_with_nothing_of_its_own_environment(
     assert "root's own" not in env.values()
 
 
+@pytest.mark.parametrize("terminal", [0, 1])
+def test_without_a_terminal_nobody_attaches(
+    supervisor: Any, became: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: int
+) -> None:
+    # runuser --pty would type the end of the input into the agent's terminal, and the agent would take it for ^D.
+    supervisor[0]["Show"] = {"agent": agent("scout", run_as="daemon")}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == terminal)
+    assert main.run(["attach", "scout"]) == 1
+    assert "attach needs a terminal" in capsys.readouterr().err
+    assert became == []
+
+
+def test_an_agents_user_gets_none_of_the_descriptors_of_who_attaches(
+    supervisor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    supervisor[0]["Show"] = {"agent": agent("scout", run_as=pwd.getpwuid(os.geteuid()).pw_name)}
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    secret = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(secret, True)  # as a shell's "exec 3<file" does
+    left: list[bool] = []
+
+    def execve(*_: object) -> None:
+        left.append(os.get_inheritable(secret))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(shutil, "which", lambda program, **_: program)
+    with pytest.raises(SystemExit):
+        main.run(["attach", "scout"])
+    os.close(secret)
+    assert left == [False]
+
+
 def test_nobody_attaches_to_what_is_anothers(
     supervisor: Any, became: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     supervisor[0]["Show"] = {"agent": agent("scout", run_as="daemon")}
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(os, "isatty", lambda _: True)
     assert main.run(["attach", "scout"]) == 1
     assert "sudo forgectl attach scout" in capsys.readouterr().err
     assert became == []
