@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import fnmatch
 import os
 import tomllib
 from pathlib import Path
@@ -16,7 +19,7 @@ from forge_supervisor.main import default_config
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from forge_supervisor.config import Config
 
@@ -30,23 +33,31 @@ def change(options: argparse.Namespace) -> int:
         config = load(path, harnesses=harness.HARNESSES)
     except ConfigError as error:
         raise client.ForgectlError(f"nothing was changed, as the configuration is broken:\n{error}") from error
-    _check(options.agents, config)
+    names = _meant(options.agents, config)
     drop_in = path.parent / DROP_INS / "disabled.toml"
-    before = _read(drop_in)
-    after = [name for name in before if name not in options.agents]
-    if options.verb == "disable":
-        after = sorted({*before, *options.agents})
-    else:
-        _check_own_tables(options.agents, config, before)
-    if after != before:
-        _write(drop_in, after)
-    return _make_true(options.agents, options.verb, drop_in)
+    if options.verb == "enable":
+        _check_own_tables(names, config, _read(drop_in))
+    note(drop_in, options.verb, names)
+    return _make_true(names, options.verb, drop_in)
 
 
-def _check(names: Iterable[str], config: Config) -> None:
-    for name in names:
-        if name not in config.agents:
-            raise client.NoSuchAgentError(f'there is no agent "{name}"{meant(name, config.agents)}')
+def note(drop_in: Path, verb: str, names: Collection[str]) -> None:
+    """Have the drop-in name these agents, or name them no more."""
+    with _alone(drop_in):
+        before = _read(drop_in)
+        after = sorted({*before, *names}) if verb == "disable" else [name for name in before if name not in names]
+        if after != before:
+            _write(drop_in, after)
+
+
+def _meant(patterns: Iterable[str], config: Config) -> list[str]:
+    names: dict[str, None] = {}
+    for pattern in patterns:
+        found = [name for name in config.agents if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise client.NoSuchAgentError(f'there is no agent "{pattern}"{meant(pattern, config.agents)}')
+        names |= dict.fromkeys(found)
+    return list(names)
 
 
 def _check_own_tables(names: Iterable[str], config: Config, disabled: Iterable[str]) -> None:
@@ -54,6 +65,20 @@ def _check_own_tables(names: Iterable[str], config: Config, disabled: Iterable[s
         if not config.agents[name].enabled and name not in disabled:
             key, file = config.origin(name, "enabled")
             raise client.ForgectlError(f"{file or 'its file'}: {key}: this is false, and yours to change")
+
+
+@contextlib.contextmanager
+def _alone(drop_in: Path) -> Iterator[None]:
+    """Keep others from changing what we have read and not yet written."""
+    try:
+        drop_in.parent.mkdir(mode=0o755, exist_ok=True)
+        # Not the directory itself: whoever may read that can lock it, for as long as they like.
+        lock = os.open(drop_in.with_name(f".{drop_in.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(lock, "wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise client.ForgectlError(f"{drop_in} cannot be written: {error.strerror} (sudo forgectl …)") from error
 
 
 def _read(drop_in: Path) -> list[str]:
@@ -68,15 +93,11 @@ def _read(drop_in: Path) -> list[str]:
 
 def _write(drop_in: Path, names: Iterable[str]) -> None:
     text = "".join(f'  "{name}",\n' for name in names)
-    try:
-        drop_in.parent.mkdir(mode=0o755, exist_ok=True)
-        new = drop_in.with_name(f".{drop_in.name}.new")  # no drop-in: its name does not end in .toml
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
-            file.write(f"{_HEAD}disabled = [\n{text}]\n")
-        new.replace(drop_in)
-    except OSError as error:
-        raise client.ForgectlError(f"{drop_in} cannot be written: {error.strerror} (sudo forgectl …)") from error
+    new = drop_in.with_name(f".{drop_in.name}.new")  # no drop-in: its name does not end in .toml
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
+        file.write(f"{_HEAD}disabled = [\n{text}]\n")
+    new.replace(drop_in)
 
 
 def _make_true(names: Iterable[str], verb: str, drop_in: Path) -> int:

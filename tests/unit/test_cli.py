@@ -6,18 +6,19 @@ import json
 import os
 import pwd
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from agents_lab import agent
 
 from forge_supervisor import version
-from forge_supervisor.cli import agents, client, main
+from forge_supervisor.cli import agents, client, enabled, main
 from forge_supervisor.config import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 Calls = list[tuple[str, dict[str, Any]]]
 FAILED = {"state": "failed", "result": "exit-code", "exit_code": 3, "pid": None}
@@ -315,6 +316,24 @@ def test_what_is_disabled_is_in_a_drop_in_and_what_is_enabled_is_no_more(supervi
     assert main.run(["enable", "a", "--config", str(config)]) == 0
     assert load(config).agents["a"].enabled
     assert calls == [("Reload", {"dry_run": False})] * 2
+
+
+def test_patterns_mean_agents_that_are_declared(
+    supervisor: Any, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor[0]["Reload"] = {"plan": []}
+    assert main.run(["disable", "[ab]", "a", "--config", str(config)]) == 0
+    assert "a, b: disabled in" in capsys.readouterr().out
+    assert 'disabled = [\n  "a",\n  "b",\n]' in (config.parent / "conf.d/disabled.toml").read_text()
+    assert main.run(["disable", "c*", "--config", str(config)]) == 4
+
+
+def test_two_at_once_do_not_undo_each_other(config: Path) -> None:
+    config.write_text(config.read_text() + "".join(f"[agents.c{number}]\n" for number in range(20)))
+    path = Path(config.parent / "conf.d/disabled.toml")
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda number: enabled.note(path, "disable", [f"c{number}"]), range(20)))
+    assert sum(not agent.enabled for agent in load(config).agents.values()) == 21
 
 
 @pytest.mark.usefixtures("supervisor")
