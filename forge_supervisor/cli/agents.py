@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.cli import client, status
+from forge_supervisor.control import LONGEST_TEXT
 
 if TYPE_CHECKING:
     import argparse
@@ -37,6 +38,8 @@ def show_status(options: argparse.Namespace) -> int:
 
 def act(options: argparse.Namespace) -> int:
     """Start, stop, restart or reset agents; 1 if one that was to run does not."""
+    if options.all and options.agents:
+        raise client.ForgectlError("name agents, or --all, and not both")
     agents = client.call("List")["agents"]
     if options.all:
         meant = [agent for agent in agents if agent["enabled"] or options.verb == "stop"]
@@ -57,7 +60,10 @@ def act(options: argparse.Namespace) -> int:
 
 
 def send(options: argparse.Namespace) -> int:
-    text = sys.stdin.read() if options.text == ["-"] else " ".join(options.text)
+    # What is longer is not read to its end, as it may have none.
+    text = sys.stdin.read(LONGEST_TEXT + 1) if options.text == ["-"] else " ".join(options.text)
+    if len(text) > LONGEST_TEXT:
+        raise client.ForgectlError(f"the text is too long: {LONGEST_TEXT} characters is the most")
     told = client.call("Send", {"agent": options.agent, "text": text})
     if options.json:
         print(json.dumps(told["agent"], indent=2))

@@ -79,6 +79,8 @@ def _answers(method: str, parameters: dict[str, Any] | None, *, more: bool) -> I
                 yield answer.get("parameters", {})
                 if not answer.get("continues"):
                     return
+        except (BrokenPipeError, ConnectionResetError):
+            pass
         except OSError as error:
             raise NotThereError(_unreachable(path, error)) from error
     raise NotThereError("the supervisor hung up (it may have been stopped)")

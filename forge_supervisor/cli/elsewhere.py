@@ -44,13 +44,24 @@ def attach(options: argparse.Namespace) -> NoReturn:
 
 
 def logs(options: argparse.Namespace) -> NoReturn:
-    agents = chosen(options.agents, client.call("List")["agents"]) if options.agents else []
-    command = [*_journalctl(), *(f"AGENT={agent['name']}" for agent in agents)]
+    command = [*_journalctl(), *(f"AGENT={name}" for name in _names(options.agents))]
     command += ["--follow"] if options.follow else []
     command += [f"--lines={options.lines}"] if options.lines else []
     command += [f"--since={options.since}"] if options.since else []
     command += ["--output=json"] if options.json else []
     _become(command, os.environ)
+
+
+def _names(patterns: Sequence[str]) -> list[str]:
+    if not patterns:
+        return []
+    try:
+        return [agent["name"] for agent in chosen(patterns, client.call("List")["agents"])]
+    except client.NotThereError:
+        # Why none runs may be what is looked for. Without one nobody knows what a pattern means.
+        if any(character in pattern for pattern in patterns for character in "*?["):
+            raise
+        return list(patterns)
 
 
 def events(options: argparse.Namespace) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,16 +18,37 @@ _NAMES = "__names"
 
 
 def main() -> None:
+    _open_streams()
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read it has seen enough. Not by sys.stdout: python would try to write what is left when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read it has seen enough.
+        _give_up_stdout()
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"forgectl: {error}", file=sys.stderr)
+        _give_up_stdout()
+        code = 1
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Have all three standard streams, whatever the caller has left of them, and no text that they cannot hold."""
+    errors = {"stdin": "surrogateescape", "stdout": "replace", "stderr": "backslashreplace"}
+    for name, how in errors.items():
+        if getattr(sys, name) is None:
+            # Closed. Else it would be the number of the next file that is opened.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors=how)
+
+
+def _give_up_stdout() -> None:
+    # Not by sys.stdout: python would try to write what is left when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -21,6 +21,8 @@ def make(only: str | None = None) -> argparse.ArgumentParser:
         "forgectl",
         description="Look at, and act on, the agents that forge-supervisor runs.",
         epilog=f"Agents may be given as patterns ('scout-*'). Exit codes: {EXIT_CODES}",
+        # --host has to be found again, to be left out where it goes.
+        allow_abbrev=False,
     )
     parser.add_argument("-H", "--host", metavar="[USER@]HOST", help="do it there, by ssh")
     parser.add_argument("--version", action="store_true", help="print the version, and exit")

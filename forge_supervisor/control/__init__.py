@@ -2,3 +2,5 @@
 
 NAME = "io.forge.Supervisor"
 """Of the interface, and of its socket in the runtime directory."""
+LONGEST_TEXT = 100_000
+"""Characters that can be sent to an agent at once."""

@@ -17,7 +17,7 @@ from asyncvarlink import VarlinkInterface, varlinkmethod
 from forge_supervisor import config, events, journal, version
 from forge_supervisor.agent import Lifecycle
 from forge_supervisor.config_library import meant
-from forge_supervisor.control import NAME
+from forge_supervisor.control import LONGEST_TEXT, NAME
 from forge_supervisor.control.described import described
 from forge_supervisor.control.interface import (
     Agent,
@@ -51,8 +51,6 @@ MOST_BEHIND = 512
 RIGHTS_KEPT = 1.0
 """Seconds for which who monitors keeps the rights that it had: to look them up for each event and each of many takes
 longer than all else."""
-LONGEST_TEXT = 100_000
-"""Characters that can be sent to an agent at once."""
 
 
 @dataclass(frozen=True, slots=True)

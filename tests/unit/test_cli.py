@@ -6,6 +6,8 @@ import json
 import os
 import pwd
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +139,13 @@ def test_nobody_is_not_everybody(supervisor: Any, capsys: pytest.CaptureFixture[
     assert "--all" in capsys.readouterr().err
 
 
+def test_all_and_some_is_a_contradiction(supervisor: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    _, calls = supervisor
+    assert main.run(["stop", "--all", "scout"]) == 1
+    assert calls == []
+    assert "not both" in capsys.readouterr().err
+
+
 def test_one_that_is_not_there_keeps_all_as_they_are(supervisor: Any, capsys: pytest.CaptureFixture[str]) -> None:
     _, calls = supervisor
     assert main.run(["stop", "scout", "nobody"]) == 4
@@ -179,6 +188,18 @@ def test_a_text_is_sent_word_by_word_or_from_standard_input(
         monkeypatch.setattr("sys.stdin", stdin)
         main.run(["send", "scout", "-"])
     assert calls[-1][1]["text"] == "two\nlines\n"
+
+
+def test_what_is_far_too_long_is_not_even_read(
+    supervisor: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, calls = supervisor
+    with open("/dev/zero") as endless:  # noqa: PTH123 - as a shell would
+        monkeypatch.setattr("sys.stdin", endless)
+        assert main.run(["send", "scout", "-"]) == 1
+    assert "100000 characters is the most" in capsys.readouterr().err
+    assert main.run(["send", "scout", "x" * 100_001]) == 1
+    assert calls == []
 
 
 def test_a_dry_run_only_tells(supervisor: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +291,26 @@ def test_logs_are_journalctls(became: Any) -> None:
     assert argv[2:] == ["AGENT=scout", "AGENT=scout-2", "--follow", "--lines=5", "--since=1 hour ago"]
 
 
+def test_logs_can_be_read_while_no_supervisor_runs(
+    supervisor: Any, became: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor[0]["List"] = client.NotThereError("no supervisor is running")
+    with pytest.raises(SystemExit):
+        main.run(["logs", "scout"])
+    ((argv, _),) = became
+    assert argv[2:] == ["AGENT=scout"]
+    assert main.run(["logs", "scout*"]) == 1
+    assert "no supervisor is running" in capsys.readouterr().err
+
+
+def test_an_option_is_written_out(became: Any) -> None:
+    # Else the machine that is asked would be given it once more, and ask the next.
+    with pytest.raises(SystemExit) as ended:
+        main.run(["--hos", "far", "status"])
+    assert ended.value.code == 2
+    assert became == []
+
+
 @pytest.mark.parametrize("written", [["-H", "ann@far"], ["-Hann@far"], ["--host=ann@far"], ["--host", "ann@far"]])
 def test_another_machine_is_asked_by_ssh_word_for_word(became: Any, written: list[str]) -> None:
     with pytest.raises(SystemExit):
@@ -291,6 +332,47 @@ def test_without_a_verb_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str
     assert "usage: forgectl" in capsys.readouterr().err
     assert main.run(["--version"]) == 0
     assert capsys.readouterr().out == f"forgectl {version()}\n"
+
+
+# As a program of its own
+
+
+def ends(script: str, tmp_path: Path, **env: str) -> tuple[int, str]:
+    """Have a shell run forgectl, without a supervisor; the exit code, and what was said."""
+    environment = {**os.environ, "FORGE_SOCKET": str(tmp_path / "none"), **env}
+    script = script.replace("forgectl", f"{sys.executable} -m forge_supervisor.cli.main")
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("forgectl --version >&-", 0, ""),
+        ("forgectl --version >/dev/full", 1, "No space left on device"),
+        ("forgectl send scout - <&-", 1, "no supervisor is running"),
+        (r"printf 'a\xff' | PYTHONIOENCODING=utf-8:strict forgectl send scout -", 1, "no supervisor is running"),
+    ],
+)
+def test_whatever_its_standard_streams_are_it_ends_with_a_sentence(
+    script: str, code: int, words: str, tmp_path: Path
+) -> None:
+    ended, said = ends(script, tmp_path)
+    assert (ended, "Traceback" in said) == (code, False), said
+    assert words in said
+
+
+def test_what_the_terminal_cannot_show_is_no_error(
+    supervisor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert supervisor
+    with (tmp_path / "out").open("w", encoding="ascii") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        monkeypatch.setattr("sys.argv", ["forgectl", "status", "scout"])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+    assert ended.value.code == 0
+    assert (tmp_path / "out").read_text().startswith("? scout")
 
 
 # Enable and disable

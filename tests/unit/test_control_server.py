@@ -17,7 +17,7 @@ from supervisor_lab import config
 from forge_supervisor import events, journal, version
 from forge_supervisor.cli import client
 from forge_supervisor.config import ConfigError, Problem
-from forge_supervisor.control import NAME, desk
+from forge_supervisor.control import LONGEST_TEXT, NAME, desk
 from forge_supervisor.control.interface import Agent
 from forge_supervisor.control.rights import Rights
 from forge_supervisor.control.server import Server
@@ -710,7 +710,7 @@ def test_the_client_sends_the_longest_text_in_any_script(play: Play, monkeypatch
     async def scene(lab: Lab) -> None:
         monkeypatch.setenv("FORGE_SOCKET", os.fspath(lab.path))
         realm = give(lab, Done())
-        for text in ("\N{CJK UNIFIED IDEOGRAPH-4E00}" * desk.LONGEST_TEXT, "\N{GRINNING FACE}" * desk.LONGEST_TEXT):
+        for text in ("\N{CJK UNIFIED IDEOGRAPH-4E00}" * LONGEST_TEXT, "\N{GRINNING FACE}" * LONGEST_TEXT):
             await asyncio.to_thread(client.call, "Send", {"agent": "a", "text": text})
             assert realm.asked.pop().text == text
         # As the arguments of a program are where they are no UTF-8.
