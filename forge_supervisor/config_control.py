@@ -19,7 +19,9 @@ class Control(Model):
     """Who may use forgectl, beside root and the members of the group "forge", who may do everything."""
 
     users: Annotated[tuple[UserName, ...], Field(strict=False)] = ()
-    """Agents' users that may start, stop and write to their own agents; without that they may only look at them."""
+    """Agents' users that may start, stop and write to their own agents; without that they may only look at them.
+    What such an agent has its user's systemd, cron or ssh start is its user's, too, and then may do as much.
+    """
     agents: AgentNames = ()
     """Agents that may do so from within, with all agents of their user; others get nothing."""
 

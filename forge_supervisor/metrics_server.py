@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ log = structlog.get_logger()
 
 NAME = "metrics.sock"
 MOST_CLIENTS = 16
-"""Connections; further ones are closed at once."""
+"""Connections; of more, the oldest is closed of the user who has the most."""
 LONGEST_HEAD = 8192
 """Bytes of a request, up to the empty line."""
 TIMEOUT = 5.0
@@ -36,7 +38,8 @@ class MetricsServer:
         self._path = directory / NAME
         self._scrape = scrape
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None] | None] = set()
+        self._clients: dict[asyncio.Task[None], int] = {}
+        """Each with its uid, in the order in which they came."""
 
     async def start(self) -> None:
         """Raises OSError."""
@@ -57,17 +60,16 @@ class MetricsServer:
             self._server.close()
             self._server = None
             self._path.unlink(missing_ok=True)
-        clients = [task for task in self._clients if task is not None]
+        clients = list(self._clients)
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MOST_CLIENTS:
-            writer.transport.abort()
-            return
         client = asyncio.current_task()
-        self._clients.add(client)
+        assert client is not None, "called by a server"
+        self._clients[client] = _uid_of(writer)
+        self._make_room()
         try:
             async with asyncio.timeout(TIMEOUT):
                 writer.write(await self._answer(reader))
@@ -78,7 +80,16 @@ class MetricsServer:
             pass
         finally:
             writer.transport.abort()
-            self._clients.discard(client)
+            self._clients.pop(client, None)
+
+    def _make_room(self) -> None:
+        if len(self._clients) <= MOST_CLIENTS:
+            return
+        # Whoever keeps many connections keeps out itself, and nobody else.
+        of_user = Counter(self._clients.values())
+        oldest = next(task for task, uid in self._clients.items() if of_user[uid] == max(of_user.values()))
+        del self._clients[oldest]
+        oldest.cancel()
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:
         """Read a request, and make the answer. Raises EOFError."""
@@ -100,6 +111,13 @@ class MetricsServer:
             log.exception("supervisor_fault")
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
         return _response(HTTPStatus.OK, kind, content)
+
+
+def _uid_of(writer: asyncio.StreamWriter) -> int:
+    credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    uid: int
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid
 
 
 def _response(status: HTTPStatus, kind: str = "text/plain", content: bytes | None = None, more: str = "") -> bytes:

@@ -332,6 +332,24 @@ def until_hung_up(connection: socket.socket) -> None:
     assert look.poll(TIMEOUT * 1000)
 
 
+def test_a_user_of_many_connections_keeps_out_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uids = iter([1, *[2] * 50, 3, *[2] * 50])
+    monkeypatch.setattr(metrics_server, "_uid_of", lambda _: next(uids))
+
+    async def client(path: Path) -> None:
+        opened = []
+        for _ in range(102):
+            opened.append(await asyncio.open_unix_connection(path))
+            await asyncio.sleep(0.001)  # the queue of those that are yet to be accepted is short
+        for reader, writer in (opened[0], opened[51]):
+            writer.write(GET)
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
+        for _, writer in opened:
+            writer.transport.abort()
+
+    serving(tmp_path, client)
+
+
 def test_a_hundred_connections_leave_it_standing(tmp_path: Path) -> None:
     async def client(path: Path) -> None:
         many: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -340,11 +358,11 @@ def test_a_hundred_connections_leave_it_standing(tmp_path: Path) -> None:
                 many.append(await asyncio.open_unix_connection(path))
             except BlockingIOError:  # the queue of those that are yet to be accepted is full
                 await asyncio.sleep(0)
-        refused = [asyncio.create_task(reader.read()) for reader, _ in many[MOST_CLIENTS:]]
-        for task in refused:
+        dropped = [asyncio.create_task(reader.read()) for reader, _ in many[:-MOST_CLIENTS]]
+        for task in dropped:
             assert await task == b""
-        # Those that were first are served still.
-        reader, writer = many[0]
+        # Those that came last are served: who comes now is not to be kept out by who came before.
+        reader, writer = many[-1]
         writer.write(GET)
         assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
         for _, writer in many:
