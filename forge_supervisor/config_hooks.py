@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +21,10 @@ HookEvent = Literal["failed", "start-limit", "recovered"]
 
 LONGEST_SEC = 3600
 """A hook of hours would keep the others waiting."""
+
+
+# The hook sees them, the service does not: ProtectHome= and PrivateTmp=, systemd.exec(5).
+_UNSEEN = ("/home", "/run/user", "/tmp", "/var/tmp")  # noqa: S108
 
 
 def _events(words: tuple[HookEvent, ...]) -> tuple[HookEvent, ...]:
@@ -120,7 +125,11 @@ def _whose(program: Path) -> str | None:
     """Say who could have root run something else in the place of a program of root's."""
     try:
         others = others_way(program, whose_file=True)
-    except OSError:
+    except OSError as error:
+        step = Path(os.fsdecode(error.filename or program))
+        if any(step.is_relative_to(place) for place in _UNSEEN):
+            way_out = "move the program to /usr/local/bin, or name another user"
+            return f"{step}: the supervisor cannot see whose it is ({way_out})"
         return None  # it may be installed before it is run, and otherwise that will be told
     if others is None:
         return None

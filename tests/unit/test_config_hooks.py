@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import tomllib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from config_lab import NEEDS_ROOT, RUN_AS, SOMEBODY, loaded, refused, write
 
 from forge_supervisor.config import schema
 from forge_supervisor.config_hooks import OnEvent
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ME = SOMEBODY.pw_name
 
@@ -116,6 +114,22 @@ def test_root_runs_nothing_that_others_choose(tmp_path: Path, roots: Path) -> No
         "(move it, or name another user)"
     )
     assert len(loaded(tmp_path, hook(command=f'["{others}"]') + "[agents.a]").hooks) == 1, "as its own user it may"
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("hidden", ["/home/nobody-there/hook", "/tmp/nothing-there", "/run/user/4711/hook"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_root_runs_nothing_from_where_the_service_does_not_see_whose_it_is(
+    tmp_path: Path, roots: Path, hidden: str, linked: bool
+) -> None:
+    program = roots / "hook" if linked else Path(hidden)
+    if linked:
+        program.symlink_to(hidden)
+    (line,) = refused(write(tmp_path, RUN_AS + hook(user='"root"', command=f'["{program}"]') + "[agents.a]"))
+    assert line.startswith("config.toml: on_event[0].command: ")
+    assert "the supervisor cannot see whose it is" in line
+    missing = hook(user='"root"', command=f'["{roots}/missing"]')
+    assert len(loaded(tmp_path, missing + "[agents.a]").hooks) == 1, "it may be installed later"
 
 
 @NEEDS_ROOT
