@@ -152,6 +152,8 @@ def test_a_scrape_takes_little_memory(service: Service) -> None:
 def test_what_serves_the_port_is_held_back(service: Service) -> None:
     service.get()
     machine = service.machine
+    # Else systemd waits for it to say that it has started, which it never says, and ends it.
+    assert machine.property("forge-metrics.service", "SubState") == "running"
     shown = machine.run("systemd-analyze", "security", "--no-pager", "forge-metrics.service").stdout
     assert float(shown.split("exposure level for forge-metrics.service: ")[1].split()[0]) < 1.5
     pid = machine.property("forge-metrics.service", "MainPID")
