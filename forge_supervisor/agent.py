@@ -122,6 +122,8 @@ class Lifecycle(Memory):
         for field in fields(Memory):
             setattr(self, field.name, getattr(memory, field.name))
         self._limit.begin, self._limit.count = memory.window
+        # Older supervisors did not write it down.
+        self.since = memory.since or max(memory.started_at, memory.died_at) or self._clock.time()
         match self.state:
             case State.AUTO_RESTART:
                 self._await(self._left(0.0), self._restart_due)

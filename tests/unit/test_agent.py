@@ -430,6 +430,19 @@ def test_another_supervisor_goes_on_with_a_session_that_runs() -> None:
     assert (exited.exit_code, exited.uptime_sec, exited.pid) == (3, 60, 4711)
 
 
+@pytest.mark.parametrize(("ends", "since"), [(False, 60), (True, 20)])
+def test_of_what_an_older_supervisor_has_left_the_state_is_as_old_as_it_can_be(ends: bool, since: int) -> None:
+    desk = Desk(restart={"policy": "no"})
+    desk.run()
+    desk.clock.advance(40)
+    if ends:
+        desk.end(Exit(code=1))
+    desk.clock.advance(20)
+    desk.life.since = 0.0  # as Memory has it of what says nothing of it
+    other = successor(desk, alive=not ends)
+    assert desk.clock.now - other.life.since == since
+
+
 def test_another_supervisor_waits_for_what_is_left_of_a_delay() -> None:
     desk = Desk(restart={"delay_sec": 10})
     desk.run()
