@@ -93,6 +93,9 @@ def _read(drop_in: Path) -> list[str]:
 
 def _write(drop_in: Path, names: Iterable[str]) -> None:
     text = "".join(f'  "{name}",\n' for name in names)
+    if not text:
+        drop_in.unlink()
+        return
     new = drop_in.with_name(f".{drop_in.name}.new")  # no drop-in: its name does not end in .toml
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:

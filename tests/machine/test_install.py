@@ -61,6 +61,8 @@ def test_the_service_is_held_back_as_the_readme_says(machine: Machine) -> None:
 def test_uninstall_undoes_install(machine: Machine) -> None:
     machine.run("sh", "-c", f"rm -rf /etc/forge-supervisor/*; cp {PRISTINE} {CONFIG}")
     machine.run("systemctl", "enable", "--now", "forge-supervisor")
+    for verb in ("disable", "enable"):
+        machine.run("forgectl", verb, "scout")
     try:
         machine.dev("uninstall")
         assert present(machine) == set()

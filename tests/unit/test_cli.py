@@ -397,6 +397,7 @@ def test_what_is_disabled_is_in_a_drop_in_and_what_is_enabled_is_no_more(supervi
     assert not load(config).agents["a"].enabled
     assert main.run(["enable", "a", "--config", str(config)]) == 0
     assert load(config).agents["a"].enabled
+    assert not drop_in.exists(), "it would say nothing"
     assert calls == [("Reload", {"dry_run": False})] * 2
 
 
