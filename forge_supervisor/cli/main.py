@@ -105,7 +105,9 @@ def _supervisors(options: argparse.Namespace) -> int:
 
     config = ["--config", options.config] if options.config else []
     more = ["--json"] if getattr(options, "json", False) else []
-    return supervisor.run([options.verb, *config, *more, options.agent, *getattr(options, "command", ())])
+    code = supervisor.run([options.verb, *config, *more, options.agent, *getattr(options, "command", ())])
+    # What tells systemd not to try again has no meaning here; a shell's code may be its command's own.
+    return 1 if (options.verb, code) == ("explain", supervisor.EX_CONFIG) else code
 
 
 def _enabled(options: argparse.Namespace) -> int:

@@ -334,6 +334,13 @@ def test_without_a_verb_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"forgectl {version()}\n"
 
 
+def test_a_broken_configuration_is_a_failure_like_any_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["explain", "--config", str(tmp_path / "none.toml"), "scout"]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+
+
 # As a program of its own
 
 
