@@ -71,7 +71,7 @@ def _wait_until_read(tty: str, complaint: str) -> None:
     try:
         descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise TerminalError(f"{tty} cannot be opened: {error.strerror}") from None
+        raise TerminalError(f"its terminal has gone ({tty}: {error.strerror})") from None
     try:
         deadline = time.monotonic() + READ_TIMEOUT
         empty = 0

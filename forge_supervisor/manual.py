@@ -79,6 +79,8 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:  # noqa: SLF001
         if isinstance(action, argparse._SubParsersAction) or action.dest == "help":  # noqa: SLF001
             continue
+        if action.help == argparse.SUPPRESS:
+            continue
         names = ", ".join(action.option_strings)
         value = "" if action.nargs == 0 else str(action.metavar or "{" + ",".join(map(str, action.choices or ())) + "}")
         text = (action.help or "").replace("%(default)s", str(action.default))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SYSTEMS = f"/run/forge-supervisor/{NAME}"
 """Where the supervisor of the machine listens."""
+PATIENCE = 20.0
+"""Seconds for what takes no time; others take as long as an agent does to start or stop."""
+_ANSWERED_AT_ONCE = frozenset({"List", "Show", "Ping"})
 MOST = 64 * 1024 * 1024
 """Bytes of an answer."""
 
@@ -53,22 +56,29 @@ def socket_path() -> str:
     return SYSTEMS
 
 
-def call(method: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ask, and return what is answered. Raises CallError and NotThereError."""
-    return next(_answers(method, parameters, more=False))
+def call(method: str, parameters: dict[str, Any] | None = None, *, patience: float | None = None) -> dict[str, Any]:
+    """Ask, and return what is answered. Raises CallError, and NotThereError, after `patience` seconds too.
+
+    By default those are PATIENCE for what takes no time, and without end for what takes an agent's.
+    """
+    usual = PATIENCE if method in _ANSWERED_AT_ONCE else None
+    return next(_answers(method, parameters, more=False, patience=usual if patience is None else patience))
 
 
 def stream(method: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Ask, and yield each of the answers as it comes. Raises CallError and NotThereError."""
-    yield from _answers(method, parameters, more=True)
+    yield from _answers(method, parameters, more=True, patience=None)
 
 
-def _answers(method: str, parameters: dict[str, Any] | None, *, more: bool) -> Iterator[dict[str, Any]]:
+def _answers(
+    method: str, parameters: dict[str, Any] | None, *, more: bool, patience: float | None
+) -> Iterator[dict[str, Any]]:
     asked: dict[str, Any] = {"method": f"{NAME}.{method}", "parameters": parameters or {}}
     if more:
         asked["more"] = True
     path = socket_path()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(patience)
         try:
             connection.connect(path)
             # As it is, for an escape takes up to three times the room; what came in as no UTF-8 goes out as "?".
@@ -81,6 +91,9 @@ def _answers(method: str, parameters: dict[str, Any] | None, *, more: bool) -> I
                     return
         except (BrokenPipeError, ConnectionResetError):
             pass
+        except TimeoutError:
+            text = f"the supervisor does not answer within {patience:g} s ({path})"
+            raise NotThereError(text) from None
         except OSError as error:
             raise NotThereError(_unreachable(path, error)) from error
     raise NotThereError("the supervisor hung up (it may have been stopped)")

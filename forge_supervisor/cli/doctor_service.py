@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import pwd
-import socket
 from typing import TYPE_CHECKING
 
 from forge_supervisor import version
@@ -114,8 +112,7 @@ def supervisor(scene: Scene) -> Iterator[Finding]:
     start = scene.systemctl("start forge-supervisor") if scene.has_systemd() else "forge-supervisor"
     restart = scene.systemctl("restart forge-supervisor")
     try:
-        with _bounded():
-            told = client.call("Ping")
+        told = client.call("Ping", patience=TIMEOUT)
     except client.NotThereError as error:
         text = str(error).removesuffix("; systemctl status forge-supervisor tells why")
         yield problem("supervisor", text, start if text != str(error) else restart)
@@ -128,17 +125,6 @@ def supervisor(scene: Scene) -> Iterator[Finding]:
         yield problem("supervisor", text, f"{restart} (agents run on)")
         return
     yield ok("supervisor", f"version {told['version']} answers, pid {told['pid']}")
-
-
-@contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """Have sockets give up: a supervisor that hangs is what somebody may look for."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def operators(scene: Scene) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ _HEAD = "# Written by forgectl enable and disable.\n"
 def change(options: argparse.Namespace) -> int:
     """Enable or disable agents in the configuration, then have it made true."""
     path = Path(options.config) if options.config else default_config()
+    if not options.config and not path.exists() and client.socket_path() == client.SYSTEMS and os.geteuid() != 0:
+        raise client.ForgectlError(f"only root may do that (sudo forgectl {options.verb} {' '.join(options.agents)})")
     try:
         config = load(path, harnesses=harness.HARNESSES)
     except ConfigError as error:

@@ -31,6 +31,8 @@ def make(only: str | None = None) -> argparse.ArgumentParser:
     for name, (text, *arguments) in VERBS.items():
         if only in {None, name}:
             verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+            # Behind the verb too; not to undo what stood before it.
+            verb.add_argument("-H", "--host", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
             for add in arguments:
                 add(verb)
     return parser

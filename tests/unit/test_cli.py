@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -317,6 +318,26 @@ def test_another_machine_is_asked_by_ssh_word_for_word(became: Any, written: lis
         main.run([*written, "send", "scout", "it's $HOME; -H"])
     ((argv, _),) = became
     assert argv == ["ssh", "--", "ann@far", """forgectl send scout 'it'"'"'s $HOME; -H'"""]
+
+
+def test_another_machine_may_be_named_behind_the_verb(became: Any) -> None:
+    with pytest.raises(SystemExit):
+        main.run(["status", "--json", "-H", "far", "scout"])
+    with pytest.raises(SystemExit):
+        main.run(["-H", "far", "shell", "scout", "ls", "-H", "x"])
+    assert [argv[-1] for argv, _ in became] == ["forgectl status --json scout", "forgectl shell scout ls -H x"]
+
+
+def test_a_supervisor_that_does_not_answer_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORGE_SOCKET", str(tmp_path / "deaf"))
+    monkeypatch.setattr(client, "PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))
+        deaf.listen()
+        assert main.run(["status"]) == 1
+    assert "does not answer within 0.05 s" in capsys.readouterr().err
 
 
 def test_completions_get_names_and_no_complaints(supervisor: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -393,9 +393,8 @@ def test_a_supervisor_that_hangs_does_not_hang_the_doctor(
     supervisor(None)
     (found,) = doctor_service.supervisor(machine.scene())
     assert found.status == "problem"
-    assert found.text.endswith(": timed out")
+    assert "does not answer within 0.2 s" in found.text
     assert found.fix == "systemctl restart forge-supervisor"
-    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize(("booted", "fix"), [(True, START), (False, "forge-supervisor")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -14,7 +15,6 @@ from forge_supervisor.cli import parser
 from forge_supervisor.config import schema
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_every_verb_and_option_of_a_command_is_in_its_page(name: str, made: argp
     for each in (made, *verbs(made)):
         assert f".SS {each.prog.removeprefix(made.prog).strip()}" in page or each is made
         for action in each._actions:
-            if action.option_strings and action.dest != "help":
+            if action.option_strings and action.dest != "help" and action.help != argparse.SUPPRESS:
                 assert re.search(rf"^\.B {', '.join(action.option_strings)}", page, re.MULTILINE), action.option_strings
                 assert action.help
                 assert action.help.split("%")[0] in page
