@@ -170,7 +170,7 @@ CASES = {
     ),
     "hangs": Case(
         f"systemctl kill --kill-whom=main -s STOP {UNIT}", "supervisor", "problem",
-        "the supervisor cannot be reached on /run/forge-supervisor/io.forge.Supervisor: timed out",
+        "the supervisor does not answer within 10 s (/run/forge-supervisor/io.forge.Supervisor)",
         "systemctl restart forge-supervisor",
     ),
 }  # fmt: skip
