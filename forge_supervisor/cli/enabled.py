@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -19,7 +20,7 @@ from forge_supervisor.main import default_config
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from forge_supervisor.config import Config
 
@@ -40,7 +41,7 @@ def change(options: argparse.Namespace) -> int:
     if options.verb == "enable":
         _check_own_tables(names, config, _read(drop_in))
     note(drop_in, options.verb, names)
-    return _make_true(names, options.verb, drop_in)
+    return _make_true(names, drop_in, options)
 
 
 def note(drop_in: Path, verb: str, names: Collection[str]) -> None:
@@ -105,15 +106,19 @@ def _write(drop_in: Path, names: Iterable[str]) -> None:
     new.replace(drop_in)
 
 
-def _make_true(names: Iterable[str], verb: str, drop_in: Path) -> int:
-    done = f"{', '.join(names)}: {verb}d in {drop_in}"
+def _make_true(names: Sequence[str], drop_in: Path, options: argparse.Namespace) -> int:
+    """Have the supervisor, if there is one, do what is written; tell what has come of it."""
+    why_not = ""
+    is_error = False
     try:
         client.call("Reload", {"dry_run": False})
     except client.NotThereError:
-        print(f"{done}; no supervisor is running")
-        return 0
+        why_not = "no supervisor is running"
     except client.CallError as error:
-        print(f"{done}, which is not true yet: {error}")
-        return 1
-    print(done)
-    return 0
+        why_not, is_error = f"which is yet to come true: {error}", True
+    if options.json:
+        enabled = options.verb == "enable"
+        print(json.dumps({"agents": names, "enabled": enabled, "file": str(drop_in), "why_not_yet": why_not or None}))
+    else:
+        print("; ".join(filter(None, (f"{', '.join(names)}: {options.verb}d in {drop_in}", why_not))))
+    return 1 if is_error else 0

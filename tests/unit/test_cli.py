@@ -447,6 +447,19 @@ def test_two_at_once_do_not_undo_each_other(config: Path) -> None:
     assert sum(not agent.enabled for agent in load(config).agents.values()) == 21
 
 
+def test_what_has_come_of_it_is_told_to_programs_too(
+    supervisor: Any, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor[0]["Reload"] = client.NotThereError("none")
+    assert main.run(["disable", "a", "--json", "--config", str(config)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    drop_in = str(config.parent / "conf.d/disabled.toml")
+    assert told == {"agents": ["a"], "enabled": False, "file": drop_in, "why_not_yet": "no supervisor is running"}
+    supervisor[0]["Reload"] = client.CallError("BadConfiguration", {"problems": ["one"]})
+    assert main.run(["enable", "a", "--config", str(config)]) == 1
+    assert "a: enabled in" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("supervisor")
 def test_one_that_its_own_table_disables_is_the_operators(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["enable", "b", "--config", str(config)]) == 1
