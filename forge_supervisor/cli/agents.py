@@ -14,7 +14,7 @@ from forge_supervisor.control import LONGEST_TEXT
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 NOT_RUNNING = 3
 
@@ -49,14 +49,14 @@ def act(options: argparse.Namespace) -> int:
         raise client.ForgectlError("name an agent, or --all")
     if not meant:
         return 0
+    starts = options.verb in {"start", "restart"}
     told = client.call(_METHODS[options.verb], {"agents": [agent["name"] for agent in meant]})["agents"]
     if options.json:
         print(json.dumps(told, indent=2))
     else:
         for agent in told:
-            _tell(agent, starts=options.verb in {"start", "restart"})
-    starts = options.verb in {"start", "restart"}
-    return 1 if starts and any(agent["state"] != "running" for agent in told) else 0
+            _tell(agent, starts=starts)
+    return 1 if starts and any(agent["state"] not in status.RUNNING for agent in told) else 0
 
 
 def send(options: argparse.Namespace) -> int:
@@ -98,24 +98,26 @@ def names() -> int:
     """Print the agents' names, for completions; nothing if they cannot be known."""
     try:
         print("\n".join(agent["name"] for agent in client.call("List")["agents"]))
-    except (client.CallError, client.NotThereError):
+    except client.ForgectlError:
         return 1
     return 0
 
 
 def chosen(patterns: Iterable[str], agents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the agents that names and patterns mean, in their order. Raises NoSuchAgentError."""
-    meant: dict[str, dict[str, Any]] = {}
+    named = {agent["name"]: agent for agent in agents}
+    return [named[name] for name in expanded(patterns, named, lambda _: f" (there are: {', '.join(named) or 'none'})")]
+
+
+def expanded(patterns: Iterable[str], names: Iterable[str], hint: Callable[[str], str]) -> list[str]:
+    """Return those of the names that are meant, each once; a pattern that means none gets the hint in its error."""
+    meant: dict[str, None] = {}
     for pattern in patterns:
-        found = [agent for agent in agents if fnmatch.fnmatchcase(agent["name"], pattern)]
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not found:
-            raise client.NoSuchAgentError(f'there is no agent "{pattern}" (there are: {_listed(agents)})')
-        meant |= {agent["name"]: agent for agent in found}
-    return list(meant.values())
-
-
-def _listed(agents: Sequence[dict[str, Any]]) -> str:
-    return ", ".join(agent["name"] for agent in agents) or "none"
+            raise client.NoSuchAgentError(f'there is no agent "{pattern}"{hint(pattern)}')
+        meant |= dict.fromkeys(found)
+    return list(meant)
 
 
 def _details(agents: Iterable[dict[str, Any]], lines: int) -> None:

@@ -12,15 +12,12 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-NAMES = "__names"
-"""The verb that prints the agents' names."""
-
 
 def script(shell: str) -> str:
     made = parser.make()
     for action in _actions(made):
         if getattr(action, "complete", None) == parser.SEES_AGENTS:
-            action.complete = shtab.cmd(f"forgectl {NAMES} 2>/dev/null")  # type: ignore[attr-defined]
+            action.complete = shtab.cmd(f"forgectl {parser.NAMES} 2>/dev/null")  # type: ignore[attr-defined]
         elif action.dest == "config":
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(made, shell))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import fnmatch
 import json
 import os
 import tomllib
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import harness
 from forge_supervisor.cli import client
+from forge_supervisor.cli.agents import expanded
 from forge_supervisor.config import ConfigError, load
 from forge_supervisor.config_files import DROP_INS
 from forge_supervisor.config_library import meant
@@ -36,7 +36,7 @@ def change(options: argparse.Namespace) -> int:
         config = load(path, harnesses=harness.HARNESSES)
     except ConfigError as error:
         raise client.ForgectlError(f"nothing was changed, as the configuration is broken:\n{error}") from error
-    names = _meant(options.agents, config)
+    names = expanded(options.agents, config.agents, lambda pattern: meant(pattern, config.agents))
     drop_in = path.parent / DROP_INS / "disabled.toml"
     if options.verb == "enable":
         _check_own_tables(names, config, _read(drop_in))
@@ -51,16 +51,6 @@ def note(drop_in: Path, verb: str, names: Collection[str]) -> None:
         after = sorted({*before, *names}) if verb == "disable" else [name for name in before if name not in names]
         if after != before:
             _write(drop_in, after)
-
-
-def _meant(patterns: Iterable[str], config: Config) -> list[str]:
-    names: dict[str, None] = {}
-    for pattern in patterns:
-        found = [name for name in config.agents if fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            raise client.NoSuchAgentError(f'there is no agent "{pattern}"{meant(pattern, config.agents)}')
-        names |= dict.fromkeys(found)
-    return list(names)
 
 
 def _check_own_tables(names: Iterable[str], config: Config, disabled: Iterable[str]) -> None:

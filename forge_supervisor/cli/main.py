@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-_NAMES = "__names"
-
 
 def main() -> None:
     _open_streams()
@@ -53,7 +51,7 @@ def _give_up_stdout() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
-    if list(arguments) == [_NAMES]:
+    if list(arguments) == [parser.NAMES]:
         return agents.names()
     made = parser.make(arguments[0] if arguments and arguments[0] in parser.VERBS else None)
     options = made.parse_args(arguments)

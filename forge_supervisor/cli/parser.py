@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 0: well done. 1: it could not be done. 2: wrong arguments. 3: an agent that was asked about is not running.
 4: there is no such agent."""
+NAMES = "__names"
+"""The verb by which completions ask for the agents' names; nobody else's, so it is in no help."""
 SEES_AGENTS = "agents"
 """By which a completion knows an argument that is an agent's name."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pty_lab import read_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,12 +182,12 @@ def test_attach_is_a_terminal_and_leaves_the_agent_running(desk: Machine, user: 
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as attached:
         os.close(theirs)
         try:
-            _read_until(ours, "here is scout")
+            read_until(ours, "here is scout")
             os.write(ours, b"typed\r")
-            _read_until(ours, "got typed")
+            read_until(ours, "got typed")
             # Not by keys: those that come at once are taken for a paste, tmux(1), assume-paste-time.
             desk.run("tmux", "-L", "forge", "detach-client", "-s", "=agent-scout", user="desk")
-            _read_until(ours, "detached")
+            read_until(ours, "detached")
             assert attached.wait(20) == 0
         finally:
             # A terminal that is closed ends who is still at it.
@@ -250,12 +250,3 @@ def test_without_a_supervisor_it_says_so(machine: Machine) -> None:
     code, said, complaint = forgectl(machine, "status")
     assert (code, said) == (1, "")
     assert "systemctl status forge-supervisor" in complaint
-
-
-def _read_until(descriptor: int, words: str) -> None:
-    seen = ""
-    deadline = time.monotonic() + 30
-    while words not in seen:
-        ready = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]
-        assert ready, f"not within 30 s: {words}; {seen}"
-        seen += os.read(descriptor, 65536).decode(errors="replace")

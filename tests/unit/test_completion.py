@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shutil
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+from pty_lab import read_until
 
 from forge_supervisor.cli import completion
 
@@ -80,19 +79,10 @@ def test_zsh(tmp_path: Path, stub: Path) -> None:
         os.close(theirs)
         load = f"fpath=({file.parent} $fpath); autoload -Uz compinit; compinit -u -D; print LOA''DED\n"
         os.write(ours, load.encode())
-        read_until(ours, {"LOADED"})
+        read_until(ours, "LOADED")
         os.write(ours, b"forgectl start \t\t")
         try:
-            read_until(ours, {"scout", "coder"})
+            read_until(ours, "scout", "coder")
         finally:
             zsh.kill()
             os.close(ours)
-
-
-def read_until(descriptor: int, words: set[str]) -> None:
-    seen = ""
-    deadline = time.monotonic() + 30
-    while not all(word in seen for word in words):
-        ready = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]
-        assert ready, f"not within 30 s: {words}; {seen}"
-        seen += os.read(descriptor, 65536).decode(errors="replace")
