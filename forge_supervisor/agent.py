@@ -10,7 +10,7 @@ acts through a `Runner`. It does no I/O and reads time only from its `Clock`.
                  ^  |                     |
                  |  +-- launch failed -+  |
                  |                     v  v
-                 +--- timer ----- auto-restart -- start limit hit -> failed
+                 +--- timer ----- auto-restart -- a limit hit -> failed
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from forge_supervisor import events
 from forge_supervisor.config_files import key_path
 from forge_supervisor.memory import AT_REST, Memory, State
-from forge_supervisor.policy import RateLimit, Result, restart_delay, result_of, should_restart
+from forge_supervisor.policy import DAY, RateLimit, Result, restart_delay, result_of, should_restart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,6 +105,7 @@ class Lifecycle(Memory):
         self._emit = emit
         self._successor: tuple[Agent, frozenset[int]] | None = None
         self._limit = RateLimit(agent.restart.limit_interval_sec, agent.restart.limit_burst)
+        self._daily = RateLimit(DAY, agent.restart.limit_daily)
         self._timer: Timer | None = None
 
     @property
@@ -115,13 +116,13 @@ class Lifecycle(Memory):
     def memory(self) -> Memory:
         """Tell what another supervisor has to know to `resume` this life."""
         remembered = {field.name: getattr(self, field.name) for field in fields(Memory)}
-        return Memory(**{**remembered, "window": (self._limit.begin, self._limit.count)})
+        return Memory(**{**remembered, "window": self._limit.window, "daily_window": self._daily.window})
 
     def resume(self, memory: Memory) -> None:
         """Go on with a life that an earlier supervisor has watched. Comes before all else."""
         for field in fields(Memory):
             setattr(self, field.name, getattr(memory, field.name))
-        self._limit.begin, self._limit.count = memory.window
+        self._limit.window, self._daily.window = memory.window, memory.daily_window
         # Older supervisors did not write it down.
         self.since = memory.since or max(memory.started_at, memory.died_at) or self._clock.time()
         match self.state:
@@ -142,7 +143,7 @@ class Lifecycle(Memory):
     # What the operator asks for.
 
     def start(self) -> None:
-        """Start by hand. Ends in `failed` where the start limit has been hit."""
+        """Start by hand. Ends in `failed` where a limit of starts has been hit."""
         match self.state:
             case State.STARTING | State.RUNNING:
                 return
@@ -184,8 +185,9 @@ class Lifecycle(Memory):
 
     def reset_failed(self) -> None:
         self._limit.reset()
+        self._daily.reset()
         self.n_restarts = 0
-        self.start_limit_hit = False
+        self.start_limit_hit = self.daily_limit_hit = False
         if self.state in AT_REST:
             self.result = Result.SUCCESS
         if self.state is State.FAILED:
@@ -350,19 +352,22 @@ class Lifecycle(Memory):
 
     def _declare(self, agent: Agent, stop_exit_status: frozenset[int]) -> None:
         self.agent, self.stop_exit_status = agent, stop_exit_status
-        self._limit.interval, self._limit.burst = agent.restart.limit_interval_sec, agent.restart.limit_burst
+        self._limit.set(agent.restart.limit_interval_sec, agent.restart.limit_burst)
+        self._daily.set(DAY, agent.restart.limit_daily)
 
     def _start(self) -> None:
         if self._successor is not None:
             self._declare(*self._successor)
             self._successor = None
-        if not self._limit.allow(self._clock.time()):
-            # systemd keeps the result of the last failure; the flag tells the rest.
-            self.start_limit_hit = True
+        now = self._clock.time()
+        self.start_limit_hit = not self._limit.allow(now)
+        # A start that the one limit refuses is none for the other.
+        self.daily_limit_hit = not self.start_limit_hit and not self._daily.allow(now)
+        if self.start_limit_hit or self.daily_limit_hit:
+            # systemd keeps the result of the last failure; the flags tell the rest.
             self._emit_failed()
             self._enter(State.FAILED)
             return
-        self.start_limit_hit = False
         self.result = Result.SUCCESS
         self.start_again = self.stop_requested = self.stop_timed_out = False
         self.invocation = uuid.uuid4().hex
@@ -410,6 +415,8 @@ class Lifecycle(Memory):
                 n_restarts=self.n_restarts,
                 limit_burst=restart.limit_burst,
                 limit_interval_sec=restart.limit_interval_sec,
+                daily_limit_hit=self.daily_limit_hit,
+                limit_daily=restart.limit_daily,
             )
         )
 

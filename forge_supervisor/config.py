@@ -20,16 +20,15 @@ from forge_supervisor.config_hooks import OnEvent, OnEvents, hook_problems
 from forge_supervisor.config_library import Library as Library  # noqa: PLC0414 - part of a Config
 from forge_supervisor.config_library import shared_bots, unknown_references
 from forge_supervisor.config_resources import Resources
+from forge_supervisor.config_restart import Restart as Restart  # noqa: PLC0414 - the type of a key
+from forge_supervisor.config_restart import restart_problems
 from forge_supervisor.config_schema import json_schema
 from forge_supervisor.config_sentences import told
 from forge_supervisor.config_values import (
     NO_OTHERS,
     AgentName,
     Argv,
-    Duration,
-    Interval,
     LibraryName,
-    Limit,
     Model,
     Names,
     Place,
@@ -38,7 +37,6 @@ from forge_supervisor.config_values import (
     SearchPath,
     SecretFile,
     SocketName,
-    Statuses,
     Text,
     Texts,
     Timeout,
@@ -61,30 +59,6 @@ Inheritable = Literal[
     "user-settings",
     "user-skills",
 ]
-Policy = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog"]
-
-
-class Restart(Model):
-    """When the agent is started again. Names and meanings are those of systemd.service(5) and systemd.unit(5)."""
-
-    policy: Policy = "on-failure"
-    """After which ends the agent is started again (systemd: Restart=)."""
-    delay_sec: Duration = 5.0
-    """The wait before a restart (RestartSec=)."""
-    limit_burst: int = Field(default=3, ge=0)
-    """How many starts limit_interval_sec may hold; at one more the agent is failed (StartLimitBurst=). 0: no limit."""
-    limit_interval_sec: Interval = 60.0
-    """The time in which starts are counted (StartLimitIntervalSec=). 0: no limit; "infinity": for good."""
-    steps: int = Field(default=0, ge=0)
-    """In how many restarts the wait grows from delay_sec to max_delay_sec (RestartSteps=). 0: it does not grow."""
-    max_delay_sec: Limit = None
-    """The longest wait before a restart (RestartMaxDelaySec=); goes with steps."""
-    success_exit_status: Statuses = ExitStatuses()
-    """Exit codes and signals that are a clean end, beside 0, HUP, INT, TERM and PIPE (SuccessExitStatus=)."""
-    prevent_exit_status: Statuses = ExitStatuses()
-    """Exit codes and signals after which there is no restart, whatever the policy (RestartPreventExitStatus=)."""
-    force_exit_status: Statuses = ExitStatuses()
-    """Exit codes and signals after which there is a restart, whatever the policy (RestartForceExitStatus=)."""
 
 
 class Permissions(Model):
@@ -334,7 +308,7 @@ def _agents(
         except ValidationError as error:
             found = list(_lacking(error.errors()))
         else:
-            found = [*_restart_problems(agent.restart, own), *unknown_references(agent, merged.table)]
+            found = [*restart_problems(agent.restart, _table(own, "restart")), *unknown_references(agent, merged.table)]
             found += harnesses.check(agent, frozenset(own), library.granted(agent))
         problems += (_placed(problem, name, merged) for problem in found)
     problems += _unknown_in_defaults(defaults, merged)
@@ -384,20 +358,6 @@ def _lacking(errors: Iterable[ErrorDetails]) -> Iterator[Problem]:
     if "missing" in kinds and "extra_forbidden" not in kinds:
         text = 'is missing (add run_as = "USER", here or in [defaults]; useradd -m USER makes one)'
         yield Problem(kinds["missing"], text)
-
-
-def _restart_problems(restart: Restart, own: Table) -> Iterator[Problem]:
-    """Refuse what systemd would log and ignore (service_verify() in src/core/service.c)."""
-    longest = restart.max_delay_sec
-    if restart.steps and longest is None:
-        yield Problem("restart.steps", 'has no effect without restart.max_delay_sec (such as "5min")')
-    # steps = 0 in so many words is how an agent turns off what [defaults] turn on.
-    if longest is not None and "steps" not in restart.model_fields_set:
-        yield Problem("restart.max_delay_sec", "has no effect without restart.steps (such as 5)")
-    if longest is not None and restart.steps and longest < restart.delay_sec:
-        key = "delay_sec" if "delay_sec" in _table(own, "restart") else "max_delay_sec"
-        text = f"restart.max_delay_sec ({longest:g} s) must be at least restart.delay_sec ({restart.delay_sec:g} s)"
-        yield Problem(f"restart.{key}", text)
 
 
 def _placed(problem: Problem, name: str, merged: Merged) -> Problem:

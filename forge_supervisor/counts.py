@@ -22,6 +22,7 @@ class Counted:
     restarts: int = 0
     """Automatic ones, whether or not anything then ran."""
     start_limit_hits: int = 0
+    """Of the daily limit too: the one as the other ends in a failure that waits for somebody."""
     exits: Counter[str] = field(default_factory=Counter)
     """By result."""
 
@@ -46,7 +47,7 @@ class Counts:
             case events.AgentExited():
                 counted.exits[event.result] += 1
             case events.AgentFailed():
-                counted.start_limit_hits += event.start_limit_hit
+                counted.start_limit_hits += event.start_limit_hit or event.daily_limit_hit
 
     def of(self, key: Key) -> Counted:
         return self._counted.get(key, Counted())

@@ -118,7 +118,7 @@ class AgentRestarting(AgentEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentFailed(AgentEvent):
-    """The agent is down and stays so until somebody acts. The limit is what was in force."""
+    """The agent is down and stays so until somebody acts. The limits are what was in force."""
 
     name = "agent_failed"
     _level = "error"
@@ -128,15 +128,20 @@ class AgentFailed(AgentEvent):
     n_restarts: int
     limit_burst: int
     limit_interval_sec: float
+    daily_limit_hit: bool
+    limit_daily: int
 
     def sentence(self) -> str:
         # It may have ended well every time, only too often.
         result = f" with result {self.result}" if self.result != Result.SUCCESS else ""
         sentence = f"{self.agent} failed{result}"
-        if not self.start_limit_hit:
+        if self.start_limit_hit:
+            limit = f"start limit hit: {self.limit_burst} starts in {duration(self.limit_interval_sec)}"
+        elif self.daily_limit_hit:
+            limit = f"daily limit hit: {self.limit_daily} starts in a day"
+        else:
             return sentence
-        limit = f"{self.limit_burst} starts in {duration(self.limit_interval_sec)}"
-        return f"{sentence}; start limit hit: {limit}; forgectl reset-failed {self.agent}"
+        return f"{sentence}; {limit}; forgectl reset-failed {self.agent}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

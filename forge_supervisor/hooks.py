@@ -88,7 +88,7 @@ class Hooks:
         match event:
             case events.AgentFailed():
                 self._down.add(event.agent)
-                return "start-limit" if event.start_limit_hit else "failed"
+                return "start-limit" if event.start_limit_hit or event.daily_limit_hit else "failed"
             case events.AgentStarted() if event.agent in self._down:
                 self._down.discard(event.agent)
                 return "recovered"

@@ -32,6 +32,7 @@ class Memory:
     exit: Exit | None = None
     """How the last session ended; None before that, and where it could not be started."""
     start_limit_hit: bool = False
+    daily_limit_hit: bool = False
     n_restarts: int = 0
     """Automatic restarts since the last start by hand, counted when they come due."""
     pid: int | None = None
@@ -42,6 +43,8 @@ class Memory:
     """When the restart comes that is waited for, or the SIGKILL."""
     window: tuple[float | None, int] = (None, 0)
     """Of the start limit: when it was opened, and the starts in it."""
+    daily_window: tuple[float | None, int] = (None, 0)
+    """The same of the daily limit."""
     launching: bool = False
     alive: bool = False
     stop_requested: bool = False

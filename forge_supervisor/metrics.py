@@ -89,7 +89,7 @@ class _Collector:
         )
         yield self._counter("restarts", "Automatic restarts.", lambda counted: counted.restarts)
         yield self._counter(
-            "start_limit_hits", "Failures by the start limit.", lambda counted: counted.start_limit_hits
+            "start_limit_hits", "Failures by a limit of starts.", lambda counted: counted.start_limit_hits
         )
         exits = CounterMetricFamily("forge_agent_exits", "Sessions that ended.", labels=(*WHO, "result"))
         for who, counted in self._by_agent():

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 CLEAN_SIGNALS = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE})
 
 
+DAY = 86400.0
+"""Seconds, the interval of restart.limit_daily."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a process ended: its exit code, or the signal that ended it, or `lost` where neither can be known.
@@ -155,3 +159,16 @@ class RateLimit:
 
     def reset(self) -> None:
         self.begin, self.count = None, 0
+
+    def set(self, interval: float, burst: int) -> None:
+        """Have another limit from now on; what has been counted stays."""
+        self.interval, self.burst = interval, burst
+
+    @property
+    def window(self) -> tuple[float | None, int]:
+        """When it was opened, and the starts in it."""
+        return self.begin, self.count
+
+    @window.setter
+    def window(self, window: tuple[float | None, int]) -> None:
+        self.begin, self.count = window

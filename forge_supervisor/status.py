@@ -41,6 +41,8 @@ def _whys(lives: list[Lifecycle]) -> str:
 def _why(life: Lifecycle) -> str:
     if life.result is Result.SUCCESS and life.start_limit_hit:
         return "start limit hit"
+    if life.result is Result.SUCCESS and life.daily_limit_hit:
+        return "daily limit hit"
     if life.result in {Result.EXIT_CODE, Result.SIGNAL} and life.exit is not None:
         return str(life.exit)
     return str(life.result)

@@ -141,7 +141,7 @@ def _screen_tail(agent: dict[str, Any], lines: int) -> list[str]:
 def _tell(agent: dict[str, Any], *, starts: bool) -> None:
     pid = f" (pid {agent['pid']})" if agent["pid"] else ""
     print(f"{agent['name']}: {status.state(agent)}{pid}")
-    if starts and agent["state"] == "failed" and agent["start_limit_hit"]:
+    if starts and agent["state"] == "failed" and (agent["start_limit_hit"] or agent.get("daily_limit_hit")):
         hint = f"forgectl reset-failed {agent['name']} forgets its starts, forgectl logs {agent['name']} tells of them"
         print(f"{agent['name']}: it has been started too often; {hint}", file=sys.stderr)
 

@@ -81,6 +81,8 @@ def state(agent: Agent) -> str:
         return "disabled"
     if agent["state"] == "failed" and agent["start_limit_hit"]:
         return "failed (start limit)"
+    if agent["state"] == "failed" and agent.get("daily_limit_hit"):  # which an earlier supervisor does not tell
+        return "failed (daily limit)"
     if agent["state"] in {"failed", "auto-restart"}:
         return f"{agent['state']} ({_how(agent)})"
     return str(agent["state"])

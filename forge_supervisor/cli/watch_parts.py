@@ -105,6 +105,8 @@ def _end(agent: Agent, now: float) -> Iterable[str]:
         yield f"signal {signal_label(agent['signal'])}"
     if agent["start_limit_hit"]:
         yield "start limit hit"
+    if agent.get("daily_limit_hit"):
+        yield "daily limit hit"
     if agent["restart_usec"] is not None:
         yield f"starts in {duration(int(max(0.0, agent['restart_usec'] / 1_000_000 - now)))}"
 

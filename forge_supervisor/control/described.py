@@ -42,6 +42,7 @@ def described(
         exit_code=exit_.code if exit_ is not None else None,
         signal=exit_.signal if exit_ is not None else None,
         start_limit_hit=life is not None and life.start_limit_hit,
+        daily_limit_hit=life is not None and life.daily_limit_hit,
         n_restarts=life.n_restarts if life is not None else 0,
         pid=life.pid if life is not None and runs else None,
         invocation=(life.invocation or None) if life is not None else None,

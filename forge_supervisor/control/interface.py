@@ -30,6 +30,7 @@ class Agent:
     exit_code: int | None
     signal: int | None
     start_limit_hit: bool
+    daily_limit_hit: bool
     n_restarts: int
     pid: int | None
     invocation: str | None

@@ -544,6 +544,8 @@ def test_of_one_that_has_ended_the_headline_says_how() -> None:
     ended = {"state": "failed", "pid": None, "start_limit_hit": True}
     text = headline(agent("scout", result="signal", signal=9, **ended), NOW).plain
     assert text == "scout · claude-code · result signal · signal 9 (SIGKILL) · start limit hit"
+    ended = {"state": "failed", "pid": None, "daily_limit_hit": True}
+    assert headline(agent("scout", **ended), NOW).plain.endswith(" · daily limit hit")
     text = headline(agent("scout", state="auto-restart", pid=None, restart_usec=(NOW + 5) * 1_000_000), NOW).plain
     assert text == "scout · claude-code · starts in 5 s"
 

@@ -94,6 +94,8 @@ def test_a_failure_and_the_recovery_are_told_as_that_user(users: Machine) -> Non
             "run_as": "hooked",
             "result": "exit-code",
             "start_limit_hit": False,
+            "daily_limit_hit": False,
+            "limit_daily": 200,
             "n_restarts": 0,
             "limit_burst": 3,
             "limit_interval_sec": 60.0,

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydantic import TypeAdapter
 
-from forge_supervisor import events
+from forge_supervisor import events, policy
 from forge_supervisor.agent import Lifecycle
-from forge_supervisor.config import Agent, Problem
+from forge_supervisor.config import Agent, Problem, Restart
 from forge_supervisor.memory import AT_REST, Memory, State
 from forge_supervisor.policy import Exit, Result
 
@@ -148,6 +148,68 @@ def test_an_agent_that_lives_long_enough_is_restarted_for_ever() -> None:
         desk.clock.advance(5)
         assert desk.state() is State.STARTING
     assert desk.life.n_restarts == 20
+
+
+def test_so_many_starts_a_day_and_no_more_however_far_apart() -> None:
+    desk = Desk(restart={"delay_sec": 600, "limit_daily": 20})
+    begin = desk.clock.now
+    desk.life.start()
+    while desk.state() is State.STARTING:
+        desk.life.launched(4711)
+        desk.end(Exit(code=1))
+        desk.clock.advance(600)
+    assert (desk.state(), desk.launches) == (State.FAILED, 20)
+    assert (desk.life.start_limit_hit, desk.life.daily_limit_hit) == (False, True)
+    sentence = desk.last(events.AgentFailed).sentence()
+    assert sentence == (
+        "scout failed with result exit-code; daily limit hit: 20 starts in a day; forgectl reset-failed scout"
+    )
+    desk.clock.advance(policy.DAY - (desk.clock.now - begin))
+    desk.life.start()
+    assert desk.state() is State.FAILED, "the day is not over"
+    desk.clock.advance(0.001)
+    desk.life.start()
+    assert (desk.state(), desk.life.daily_limit_hit) == (State.STARTING, False)
+
+
+def test_the_daily_limit_is_forgotten_on_request_and_may_be_none() -> None:
+    desk = Desk(restart={"policy": "no", "limit_burst": 0, "limit_daily": 1})
+    desk.run()
+    desk.end(Exit(code=0))
+    desk.life.start()
+    assert desk.life.daily_limit_hit
+    desk.life.reset_failed()
+    assert (desk.state(), desk.life.daily_limit_hit) == (State.INACTIVE, False)
+    desk.run()
+    without = Restart(policy="no", limit_burst=0, limit_daily=0)
+    desk.life.reconfigure(desk.life.agent.model_copy(update={"restart": without}))
+    for _ in range(300):
+        desk.end(Exit(code=0))
+        desk.run()
+    assert not desk.life.daily_limit_hit
+
+
+def test_a_start_that_the_start_limit_refuses_is_none_of_the_day() -> None:
+    desk = Desk(restart={"policy": "no", "limit_burst": 1, "limit_daily": 2})
+    desk.run()
+    desk.end(Exit(code=0))
+    for _ in range(5):
+        desk.life.start()
+        assert (desk.life.start_limit_hit, desk.life.daily_limit_hit) == (True, False)
+    desk.clock.advance(60.001)
+    desk.life.start()
+    assert desk.state() is State.STARTING
+
+
+def test_another_supervisor_goes_on_counting_the_day() -> None:
+    desk = Desk(restart={"policy": "no", "limit_daily": 2})
+    for _ in range(2):
+        desk.run()
+        desk.end(Exit(code=0))
+    after = Desk(restart={"policy": "no", "limit_daily": 2})
+    after.life.resume(desk.life.memory())
+    after.life.start()
+    assert (after.state(), after.life.daily_limit_hit) == (State.FAILED, True)
 
 
 def test_the_limit_counts_starts_by_hand_too() -> None:

@@ -120,6 +120,11 @@ def test_a_start_that_fails_is_a_failure_and_a_stop_is_none(
     said = capsys.readouterr()
     assert said.out == "coder: failed (start limit)\n"
     assert "forgectl reset-failed coder" in said.err
+    answers["Start"] = {"agents": [agent("coder", **FAILED, daily_limit_hit=True)]}
+    assert main.run(["start", "coder"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "coder: failed (daily limit)\n"
+    assert "forgectl reset-failed coder" in said.err
     assert main.run(["stop", "coder"]) == 0
 
 

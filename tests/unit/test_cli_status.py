@@ -39,6 +39,7 @@ def test_what_one_line_says_stands_below_its_heading() -> None:
         ({"state": "failed", "result": "lost"}, "failed (lost)"),
         ({"state": "failed", "result": "oom-kill", "signal": 9}, "failed (oom-kill)"),
         ({"state": "failed", "result": "exit-code", "exit_code": 1, "start_limit_hit": True}, "failed (start limit)"),
+        ({"state": "failed", "result": "exit-code", "exit_code": 1, "daily_limit_hit": True}, "failed (daily limit)"),
         ({"state": "auto-restart", "result": "exit-code", "exit_code": 1}, "auto-restart (exit code 1)"),
         ({"state": "inactive"}, "inactive"),
     ],

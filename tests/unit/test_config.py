@@ -23,12 +23,12 @@ from forge_supervisor.config import (
     ExitStatuses,
     Harnesses,
     Library,
-    Policy,
     Problem,
     Restart,
     load,
     schema,
 )
+from forge_supervisor.config_restart import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -11,7 +11,8 @@ from forge_supervisor import events
 from forge_supervisor.events import AgentExited, Event, duration
 
 WHO: dict[str, Any] = {"agent": "scout", "run_as": "team"}
-LIMIT: dict[str, Any] = {"limit_burst": 3, "limit_interval_sec": 60.0}
+OF_THE_DAY: dict[str, Any] = {"daily_limit_hit": False, "limit_daily": 200}
+LIMIT: dict[str, Any] = {"limit_burst": 3, "limit_interval_sec": 60.0, **OF_THE_DAY}
 RUN: dict[str, Any] = {**WHO, "pid": 42, "invocation": "c0ffee", "n_restarts": 1}
 EXIT: dict[str, Any] = {
     **RUN,
@@ -76,6 +77,14 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         "agent_failed",
         "error",
         "scout failed with result signal; start limit hit: 3 starts in 60 s; forgectl reset-failed scout",
+    ),
+    (
+        events.AgentFailed(
+            **WHO, result="signal", start_limit_hit=False, n_restarts=3, **{**LIMIT, "daily_limit_hit": True}
+        ),
+        "agent_failed",
+        "error",
+        "scout failed with result signal; daily limit hit: 200 starts in a day; forgectl reset-failed scout",
     ),
     (events.AgentStopped(**WHO, result="success", n_restarts=0), "agent_stopped", "info", "scout stopped"),
     (
@@ -217,7 +226,7 @@ def test_fields_are_an_interface() -> None:
         "agent_start_failed": agent | {"key", "problem", "n_restarts", "next"},
         "agent_exited": run | {"exit_code", "signal", "uptime_sec", "result", "next", "screen"},
         "agent_restarting": agent | {"delay_sec", "n_restarts"},
-        "agent_failed": agent | {"result", "start_limit_hit", "n_restarts", "limit_burst", "limit_interval_sec"},
+        "agent_failed": agent | {"result", "start_limit_hit", "n_restarts", *LIMIT},
         "agent_swept": agent,
         "agent_adopted": run | {"uptime_sec"},
         "state_problem": {"problem"},
@@ -269,7 +278,7 @@ def test_what_is_none_is_absent_and_seconds_are_rounded() -> None:
 
 def test_infinity_is_spelt_as_in_the_configuration() -> None:
     failed = events.AgentFailed(
-        **WHO, result="signal", start_limit_hit=True, n_restarts=3, limit_burst=3, limit_interval_sec=math.inf
+        **WHO, result="signal", start_limit_hit=True, n_restarts=3, **{**LIMIT, "limit_interval_sec": math.inf}
     )
     assert failed.fields()["limit_interval_sec"] == "infinity"
     assert "3 starts in infinity" in failed.sentence()

@@ -33,13 +33,15 @@ ALL: tuple[HookEvent, ...] = ("failed", "start-limit", "recovered")
 TIMEOUT = 30
 
 
-def failed(agent: str = "scout", *, limit: bool = False) -> events.AgentFailed:
+def failed(agent: str = "scout", *, limit: bool = False, day: bool = False) -> events.AgentFailed:
     return events.AgentFailed(
         agent=agent,
         run_as="team",
         result="exit-code",
         start_limit_hit=limit,
         n_restarts=2,
+        daily_limit_hit=day,
+        limit_daily=200,
         limit_burst=3,
         limit_interval_sec=60.0,
     )
@@ -130,6 +132,8 @@ def test_which_events_are_which() -> None:
             started("a"),
             failed("b", limit=True),
             started("b"),
+            failed("b", day=True),
+            started("b"),
             started("left"),
         ):
             bench.feed.emit(event)
@@ -141,6 +145,8 @@ def test_which_events_are_which() -> None:
         assert [(told["event"], told["agent"]) for told in held.begun] == [
             ("failed", "a"),
             ("recovered", "a"),
+            ("start-limit", "b"),
+            ("recovered", "b"),
             ("start-limit", "b"),
             ("recovered", "b"),
             ("recovered", "left"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WHO: dict[str, Any] = {"agent": "scout", "run_as": "team"}
-LIMIT: dict[str, Any] = {"limit_burst": 3, "limit_interval_sec": 60.0}
+LIMIT: dict[str, Any] = {"limit_burst": 3, "limit_interval_sec": 60.0, "daily_limit_hit": False, "limit_daily": 200}
 EXIT: dict[str, Any] = {
     **WHO,
     "pid": 42,

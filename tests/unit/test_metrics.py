@@ -50,6 +50,7 @@ SCOUT = Agent(
     exit_code=3,
     signal=None,
     start_limit_hit=False,
+    daily_limit_hit=False,
     n_restarts=0,
     pid=7,
     invocation="c0ffee",
@@ -71,7 +72,14 @@ def exited(result: str) -> events.AgentExited:
 
 def failed(*, limit: bool) -> events.AgentFailed:
     return events.AgentFailed(
-        **WHO, result="exit-code", start_limit_hit=limit, n_restarts=0, limit_burst=3, limit_interval_sec=60.0
+        **WHO,
+        result="exit-code",
+        start_limit_hit=limit,
+        n_restarts=0,
+        limit_burst=3,
+        limit_interval_sec=60.0,
+        daily_limit_hit=False,
+        limit_daily=200,
     )
 
 

@@ -100,6 +100,14 @@ def test_who_ended_well_too_often_is_no_success(play: Play) -> None:
     play(config(a={"restart": {"policy": "always", "delay_sec": 0, "limit_burst": 1}}), scene)
 
 
+def test_who_was_started_too_often_in_a_day_is_no_success(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.sessions["a"][0].end(Exit(code=0))
+        await bench.until("1 failed: a (daily limit hit)")
+
+    play(config(a={"restart": {"policy": "always", "delay_sec": 0, "limit_daily": 1}}), scene)
+
+
 def test_no_agents_is_a_status_too(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         assert bench.supervisor.status() == "no agents"
