@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from forge_supervisor import events
 from forge_supervisor.config_files import key_path
-from forge_supervisor.memory import AT_REST, Memory, State
+from forge_supervisor.memory import AT_REST, Memory, State, begins_anew
 from forge_supervisor.policy import DAY, RateLimit, Result, restart_delay, result_of, should_restart
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor.config import Agent, Problem
     from forge_supervisor.policy import Exit
+    from forge_supervisor.seams import Clock, Runner, Timer
 
 
 _TRANSITIONS: dict[State, frozenset[State]] = {
@@ -39,45 +40,6 @@ _TRANSITIONS: dict[State, frozenset[State]] = {
     State.AUTO_RESTART: frozenset({State.STARTING, State.INACTIVE, State.FAILED}),
     State.FAILED: frozenset({State.STARTING, State.INACTIVE, State.FAILED}),
 }
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """An asyncio event loop is one."""
-
-    def time(self) -> float:
-        """Tell the seconds since some fixed moment; never steps back."""
-        ...
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
-
-
-class Runner(Protocol):
-    """Runs one agent's sessions, one at a time, and tells its `Lifecycle` what becomes of them."""
-
-    def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
-        """Begin a start, which ends, in bounded time, in exactly one of `launched` and `launch_failed`.
-
-        After `launched` follow exactly one `died` and then exactly one `exited`.
-        """
-        ...
-
-    def resume(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
-        """Go on with the session of an earlier supervisor as if it had been launched here.
-
-        The same follows as after `launch`; of one that had been `launched` before, and lives, `found` is told.
-        """
-        ...
-
-    def terminate(self) -> None:
-        """Send SIGTERM to the main process, if it lives."""
-        ...
-
-    def kill(self) -> None:
-        """Send SIGKILL to the main process, if it lives; `exited` then follows in bounded time."""
-        ...
 
 
 class Lifecycle(Memory):
@@ -112,6 +74,11 @@ class Lifecycle(Memory):
     def declared(self) -> Agent:
         """The configuration of the next session; `agent` is that of the present or last one."""
         return self._successor[0] if self._successor is not None else self.agent
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether a session that is launched now is to have no memory of earlier ones."""
+        return begins_anew(self.agent.resume.policy, self)
 
     def memory(self) -> Memory:
         """Tell what another supervisor has to know to `resume` this life."""
@@ -179,7 +146,9 @@ class Lifecycle(Memory):
                 self.stop_requested = True
                 self.changed()
 
-    def restart(self) -> None:
+    def restart(self, *, fresh: bool = False) -> None:
+        """Stop, if there is something to stop, and start; `fresh`: without the memory of earlier sessions."""
+        self.fresh = self.fresh or fresh
         self.stop()
         self.start()
 
@@ -221,6 +190,8 @@ class Lifecycle(Memory):
     def launched(self, pid: int) -> None:
         assert self.launching, "launched without a launch"
         self.launching = False
+        # Asked for while this one was being launched, it is meant for the one that is to follow.
+        self.fresh = self.fresh and self.start_again
         self.alive = True
         self.pid = pid
         self.started_at = self._clock.time()
@@ -283,10 +254,15 @@ class Lifecycle(Memory):
             self._enter(State.STOPPING)
         self.changed()
 
-    def exited(self, exit_: Exit, screen: Sequence[str] = (), *, oom_killed: bool = False) -> None:
+    def exited(
+        self, exit_: Exit, screen: Sequence[str] = (), *, oom_killed: bool = False, unresumable: bool = False
+    ) -> None:
+        """Take note of how it ended; `unresumable`: because the earlier session could not be resumed."""
         assert self.state is State.STOPPING, f"an exit while {self.state}"
         self.exit = exit_
         self.result = self._result(exit_, oom_killed=oom_killed)
+        self.ended_cleanly = self.result is Result.SUCCESS
+        self.fresh = self.fresh or unresumable
         state, what_next = self._verdict()
         self._emit(
             events.AgentExited(
@@ -303,6 +279,8 @@ class Lifecycle(Memory):
                 screen="\n".join(screen),
             )
         )
+        if unresumable:
+            self._emit_unresumable()
         self.pid = None
         self._settle(state)
 
@@ -402,6 +380,13 @@ class Lifecycle(Memory):
             events.AgentStopped(
                 agent=self.agent.name, run_as=self.agent.run_as, result=self.result, n_restarts=self.n_restarts
             )
+        )
+
+    def _emit_unresumable(self) -> None:
+        name = self.agent.name
+        text = "its last session cannot be resumed, so the next start begins a new one"
+        self._emit(
+            events.AgentWarning(agent=name, run_as=self.agent.run_as, key=key_path(name, "resume"), problem=text)
         )
 
     def _emit_failed(self) -> None:

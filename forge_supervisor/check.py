@@ -57,9 +57,12 @@ def diff(config: Config, saved: Mapping[str, Saved]) -> None:
         _say(f"  {line}")
 
 
-async def explain(config: Config, name: str, *, as_json: bool) -> int:
-    """Print how that agent is started; return 1 if it could not be, 4 if there is none, else 0."""
-    found = await _look_at(config, name)
+async def explain(config: Config, name: str, *, as_json: bool, fresh: bool = False) -> int:
+    """Print how that agent is started, with a session that begins anew if `fresh`.
+
+    Return 1 if it could not be, 4 if there is none, else 0.
+    """
+    found = await _look_at(config, name, fresh=fresh)
     if isinstance(found, int):
         return found
     explanation = Explanation(config, found.declared, found.user, found.preparation)
@@ -113,7 +116,7 @@ class _Found:
     preparation: Preparation
 
 
-async def _look_at(config: Config, name: str) -> _Found | int:
+async def _look_at(config: Config, name: str, *, fresh: bool = False) -> _Found | int:
     """Prepare one agent without writing anything; the exit code, where what is wrong has been printed."""
     if name not in config.agents:
         hint = meant(name, config.agents) or f" (declared: {', '.join(config.agents) or 'none'})"
@@ -123,7 +126,8 @@ async def _look_at(config: Config, name: str) -> _Found | int:
     async with realms(config) as realm_of:
         users = realm_of(declared.agent.run_as)
         try:
-            return _Found(declared, users.user, await prepare(users, declared, dry_run=True, consult=True))
+            preparation = await prepare(users, declared, dry_run=True, consult=True, fresh=fresh)
+            return _Found(declared, users.user, preparation)
         except (LaunchError, WorkerError) as error:
             _complain(f"{name} cannot be started: {reason(name, error)}")
             return 1

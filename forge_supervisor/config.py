@@ -21,7 +21,7 @@ from forge_supervisor.config_library import Library as Library  # noqa: PLC0414 
 from forge_supervisor.config_library import shared_bots, unknown_references
 from forge_supervisor.config_resources import Resources
 from forge_supervisor.config_restart import Restart as Restart  # noqa: PLC0414 - the type of a key
-from forge_supervisor.config_restart import restart_problems
+from forge_supervisor.config_restart import Resume, restart_problems
 from forge_supervisor.config_schema import json_schema
 from forge_supervisor.config_sentences import told
 from forge_supervisor.config_values import (
@@ -114,6 +114,8 @@ class AgentTable(Model):
     """Whether the agent is started together with the supervisor."""
     restart: Restart = Field(default_factory=Restart)
     """When the agent is started again after it has ended."""
+    resume: Resume = Field(default_factory=Resume)
+    """What it remembers of its earlier sessions."""
     resources: Resources = Field(default_factory=Resources)
     """How much of the machine it may use, together with all that it starts."""
     stop_timeout_sec: Timeout = 30.0

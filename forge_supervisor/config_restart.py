@@ -1,4 +1,4 @@
-"""restart.*: when an agent is started again, in the words of systemd; and what there is beside systemd's rules."""
+"""restart.* and resume.*: when an agent is started again, in the words of systemd, and what it then remembers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Policy = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog"]
+ResumePolicy = Literal["always", "after-failure", "never"]
 
 
 class Restart(Model):
@@ -44,8 +45,15 @@ class Restart(Model):
     """Exit codes and signals after which there is a restart, whatever the policy (RestartForceExitStatus=)."""
 
 
+class Resume(Model):
+    """What the agent remembers of its earlier sessions when it is started again."""
+
+    policy: ResumePolicy = "always"
+    """When a start goes on with the last session: always, after one that did not end cleanly, or never."""
+
+
 def restart_problems(restart: Restart, own: Table) -> Iterator[Problem]:
-    """Refuse what systemd would log and ignore (service_verify() in src/core/service.c); `own`: the agent's own keys."""
+    """Refuse what systemd would log and ignore (service_verify(), src/core/service.c); `own`: the agent's own keys."""
     longest = restart.max_delay_sec
     if restart.steps and longest is None:
         yield Problem("restart.steps", 'has no effect without restart.max_delay_sec (such as "5min")')

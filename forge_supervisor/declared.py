@@ -92,6 +92,7 @@ async def prepare(
     *,
     dry_run: bool = False,
     consult: bool = False,
+    fresh: bool = False,
     conceal: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> Preparation:
     """Read the agent's secrets and have its user's worker do the rest of `worker.messages.Prepare`.
@@ -129,6 +130,7 @@ async def prepare(
         secret_files=left,
         dry_run=dry_run,
         consult=consult,
+        fresh=fresh,
     )
     prepared = await realm.ask(request)
     users = _answered(prepared, left)

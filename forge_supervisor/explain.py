@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config_files import key_path
+from forge_supervisor.harness import NEW_EACH_TIME
 from forge_supervisor.realm import environment_layers
 from forge_supervisor.secrets import MASK, masked, parts
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from forge_supervisor.worker.messages import Written
 
 FROM_TMUX = ("TERM", "TMUX", "TMUX_PANE")
-NEW_EACH_TIME = "(new at every start)"
 _END = 20
 """Characters: by the end of a key of this length some programs remember what they were told of it."""
 

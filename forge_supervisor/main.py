@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 from forge_supervisor import check, config, daemon, harness, journal, units, version
 from forge_supervisor.import_nix import import_nix
+from forge_supervisor.memory import Memory, begins_anew
 from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
 from forge_supervisor.saved import Store
 
@@ -71,7 +72,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _look(loaded: Config, options: argparse.Namespace) -> int:
     if options.verb == "explain":
-        return asyncio.run(check.explain(loaded, options.agent, as_json=options.json))
+        fresh = _begins_anew(loaded, options.agent)
+        return asyncio.run(check.explain(loaded, options.agent, as_json=options.json, fresh=fresh))
     if options.verb == "shell":
         seat = asyncio.run(check.seat(loaded, options.agent))
         return seat if isinstance(seat, int) else check.enter(seat, options.command)
@@ -81,6 +83,17 @@ def _look(loaded: Config, options: argparse.Namespace) -> int:
         print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
         check.diff(loaded, saved)
     return code
+
+
+def _begins_anew(loaded: Config, name: str) -> bool:
+    """Tell whether the agent's next session will; of one that runs, if it were to fail."""
+    if name not in loaded.agents:
+        return False
+    saved, _ = Store(state_directory(runtime_directory())).load(any_boot=True)
+    memory = saved[name].life if name in saved else Memory()
+    if memory.alive:
+        memory = dataclasses.replace(memory, ended_cleanly=False)
+    return begins_anew(loaded.agents[name].resume.policy, memory)
 
 
 def _supervise(loaded: Config, path: Path) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from forge_supervisor.policy import Exit, Result
+
+if TYPE_CHECKING:
+    from forge_supervisor.config_restart import ResumePolicy
 
 
 class State(StrEnum):
@@ -50,3 +54,12 @@ class Memory:
     stop_requested: bool = False
     stop_timed_out: bool = False
     start_again: bool = False
+    fresh: bool = False
+    """Whether the next session begins anew, whatever the agent's resume.policy says."""
+    ended_cleanly: bool = True
+    """Whether the last session did. Of what is not known (after a boot) it is not said that it failed."""
+
+
+def begins_anew(policy: ResumePolicy, memory: Memory) -> bool:
+    """Tell whether the next session is to have no memory of earlier ones."""
+    return memory.fresh or policy == "never" or (policy == "after-failure" and memory.ended_cleanly)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from forge_supervisor import harness
 from forge_supervisor.config import Problem
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import State
@@ -27,11 +28,12 @@ log = structlog.get_logger()
 class SessionRunner:
     """Runs the sessions of one agent, whose settings may change from one to the next.
 
+    `make_session` is told whether the session is to begin anew.
     `inherited` is the session that an earlier supervisor has left.
     """
 
     def __init__(
-        self, make_session: Callable[[Agent, str], Session], inherited: SavedSession | None = None
+        self, make_session: Callable[[Agent, str, bool], Session], inherited: SavedSession | None = None
     ) -> None:
         self._make_session = make_session
         self._inherited = inherited
@@ -44,11 +46,11 @@ class SessionRunner:
         return self._session.saved if self._session is not None else None
 
     def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
-        self._session = self._make_session(agent, invocation)
+        self._session = self._make_session(agent, invocation, life.begins_anew)
         self._task = asyncio.create_task(_run(self._session, life))
 
     def resume(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
-        self._session = session = self._make_session(agent, invocation)
+        self._session = session = self._make_session(agent, invocation, False)
         lives = self._inherited is not None and session.adopt(self._inherited)
         if life.launching:
             self._task = asyncio.create_task(self._resume_launch(session, life))
@@ -69,7 +71,7 @@ class SessionRunner:
             await _see_end(session, life)
         elif life.state is State.STARTING:
             session.close()
-            self._session = self._make_session(life.agent, life.invocation)
+            self._session = self._make_session(life.agent, life.invocation, life.begins_anew)
             # Before its pane is used again: a process that is not its pane's any more would be one that was lost.
             life.changed()
             await _run(self._session, life)
@@ -122,4 +124,5 @@ async def _see_end(session: Session, life: Lifecycle) -> None:
         log.exception("supervisor_fault", agent=life.agent.name, run_as=life.agent.run_as)
         exit_, screen, oom_killed = Exit(lost=True), [], False
     session.close()
-    life.exited(exit_, screen, oom_killed=oom_killed)
+    unresumable = harness.load(life.agent.harness).unresumable(exit_, screen)
+    life.exited(exit_, screen, oom_killed=oom_killed, unresumable=unresumable)

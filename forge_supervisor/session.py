@@ -55,6 +55,7 @@ class Session:
         emit: Callable[[events.Event], None],
         conceal: Callable[[str, Mapping[str, str], str | None], None],
         noted: Callable[[], None] = lambda: None,
+        fresh: bool = False,
     ) -> None:
         self._declared = declared
         self._agent = declared.agent
@@ -65,6 +66,7 @@ class Session:
         self._handshake = handshake
         self._emit = emit
         self._noted = noted
+        self._fresh = fresh
         self.saved: SavedSession | None = None
         """Where it is, as soon as it is somewhere; `noted` is called then, before any harness runs."""
         self._process: Pidfd | None = None
@@ -210,6 +212,7 @@ class Session:
                 self._realm,
                 self._declared,
                 dry_run=dry_run,
+                fresh=self._fresh,
                 conceal=lambda read: self._conceal(owner, read, None),
             )
         except WorkerError as error:

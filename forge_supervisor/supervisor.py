@@ -388,10 +388,10 @@ class Supervisor:
         if life.agent.run_as in self._realms.users - users:
             await self._realms.close(life.agent.run_as)
 
-    def _make_session(self, agent: Agent, invocation: str) -> Session:
-        return self._session_of(self._declared[agent.name], invocation)
+    def _make_session(self, agent: Agent, invocation: str, fresh: bool) -> Session:  # noqa: FBT001 - a Callable's
+        return self._session_of(self._declared[agent.name], invocation, fresh=fresh)
 
-    def _session_of(self, declared: Declared, invocation: str) -> Session:
+    def _session_of(self, declared: Declared, invocation: str, *, fresh: bool = False) -> Session:
         return Session(
             declared,
             invocation,
@@ -400,6 +400,7 @@ class Supervisor:
             emit=self._emit,
             conceal=self._conceal,
             noted=partial(self._keeper.save, declared.agent.name),
+            fresh=fresh,
         )
 
     def realm_of(self, user: str) -> Realm:

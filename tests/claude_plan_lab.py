@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config import Agent, HarnessSettings, Library
-from forge_supervisor.harness import Paths, Subject
+from forge_supervisor.harness import NEW_EACH_TIME, Paths, Subject
 from forge_supervisor.harness.claude_code import ClaudeCode
 
 if TYPE_CHECKING:
@@ -44,7 +44,13 @@ def agent_of(**keys: Any) -> Agent:
 
 
 def subject_of(
-    *, library: Mapping[str, Any] | None = None, settings: Any = None, secrets: Any = None, **keys: Any
+    *,
+    library: Mapping[str, Any] | None = None,
+    settings: Any = None,
+    secrets: Any = None,
+    fresh: bool = False,
+    new_id: str = NEW_EACH_TIME,
+    **keys: Any,
 ) -> Subject:
     """Make an agent that has been granted all of the library."""
     whole = Library.model_validate(library or {})
@@ -55,7 +61,9 @@ def subject_of(
         "discord_bot": next(iter(whole.discord.bots), None),
     }
     agent = agent_of(**{**granted, **keys})
-    return Subject(agent, whole.granted(agent), settings or HarnessSettings(), secrets or {})
+    return Subject(
+        agent, whole.granted(agent), settings or HarnessSettings(), secrets or {}, fresh=fresh, new_id=new_id
+    )
 
 
 def plan_of(paths: Paths, **keys: Any) -> LaunchPlan:

@@ -50,7 +50,10 @@ def act(options: argparse.Namespace) -> int:
     if not meant:
         return 0
     starts = options.verb in {"start", "restart"}
-    told = client.call(_METHODS[options.verb], {"agents": [agent["name"] for agent in meant]})["agents"]
+    parameters: dict[str, Any] = {"agents": [agent["name"] for agent in meant]}
+    if getattr(options, "fresh", False):
+        parameters["fresh"] = True
+    told = client.call(_METHODS[options.verb], parameters)["agents"]
     if options.json:
         print(json.dumps(told, indent=2))
     else:

@@ -57,6 +57,10 @@ def _all(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--all", action="store_true", help="all agents that are enabled")
 
 
+def _fresh(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--fresh", action="store_true", help="with no memory of earlier sessions")
+
+
 def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="for programs")
 
@@ -106,7 +110,7 @@ VERBS: dict[str, tuple[str, *tuple[Callable[[argparse.ArgumentParser], None], ..
     ),
     "start": ("start agents; returns when they run, or have failed to", _agents("*"), _all, _json),
     "stop": ("stop agents, and keep them stopped", _agents("*"), _all, _json),
-    "restart": ("stop agents that run, and start them", _agents("*"), _all, _json),
+    "restart": ("stop agents that run, and start them", _agents("*"), _all, _fresh, _json),
     "reset-failed": (
         "forget that agents have failed, so that their start limit begins anew",
         *(_agents("*"), _all, _json),

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from asyncvarlink import VarlinkInterface, varlinkmethod
@@ -129,9 +130,12 @@ class Desk(VarlinkInterface, name=NAME):
         return await self._do(agents, Lifecycle.stop, _has_stopped, disabled_too=True)
 
     @varlinkmethod
-    async def Restart(self, *, agents: list[str]) -> Agents:
-        """Stop agents that run, and start them. Returns when each runs, or has failed to."""
-        return await self._do(agents, Lifecycle.restart, _has_started)
+    async def Restart(self, *, agents: list[str], fresh: bool | None = None) -> Agents:
+        """Stop agents that run, and start them. Returns when each runs, or has failed to.
+
+        `fresh`: their new sessions have no memory of earlier ones.
+        """
+        return await self._do(agents, partial(Lifecycle.restart, fresh=bool(fresh)), _has_started)
 
     @varlinkmethod
     async def ResetFailed(self, *, agents: list[str]) -> Agents:

@@ -3,7 +3,7 @@
 A harness is a class without arguments, registered under its name in the entry
 point group ``forge_supervisor.harnesses``. The core never names one.
 
-`Harness.check` and `Harness.secrets` run in the supervisor and must be pure. `Harness.plan`,
+`Harness.check`, `Harness.secrets` and `Harness.unresumable` run in the supervisor and must be pure. `Harness.plan`,
 `Harness.preflight`, `Harness.consult` and `Harness.version` run in the worker, as the agent's
 Linux user: they may look at that user's files and write nothing. What a plan
 wants on disk is data (`File`, `Link`, `JsonSeed`) and is written by workspace.py.
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from forge_supervisor.config import Agent
+    from forge_supervisor.policy import Exit
     from forge_supervisor.secrets import SecretRef
 
 ENTRY_POINT_GROUP = "forge_supervisor.harnesses"
+NEW_EACH_TIME = "(new at every start)"
+"""What people are told in place of a value that only a start has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,10 @@ class Subject:
     settings: HarnessSettings = field(default_factory=HarnessSettings)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variable to value. They reach the agent's environment by themselves, and must be written nowhere."""
+    fresh: bool = False
+    """Whether the agent is to have no memory of earlier sessions."""
+    new_id: str = NEW_EACH_TIME
+    """By what to call a session that is new: a UUID, or, where nothing is started, what is said in its place."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -156,6 +163,10 @@ class Harness(Protocol):
 
     def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:
         """Ask the program itself what is wrong with the agent's values. May take seconds: only a dry run does it."""
+        ...
+
+    def unresumable(self, exit_: Exit, screen: Sequence[str]) -> bool:
+        """Tell by a session's end, and the last of its screen, whether the one before could not be resumed; pure."""
         ...
 
     def version(self, plan: LaunchPlan) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from forge_supervisor.harness import LaunchPlan, Paths, Problem, expand_home, find_program, said_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from forge_supervisor.config import Agent, Library
     from forge_supervisor.harness import Subject
+    from forge_supervisor.policy import Exit
     from forge_supervisor.secrets import SecretRef
 
 
@@ -40,6 +41,9 @@ class Command:
 
     def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:  # noqa: ARG002
         return ()
+
+    def unresumable(self, exit_: Exit, screen: Sequence[str]) -> bool:  # noqa: ARG002
+        return False
 
     def version(self, plan: LaunchPlan) -> str:
         return said_to(plan.argv[0], "--version").partition("\n")[0].strip()

@@ -158,6 +158,8 @@ class Prepare(Request[Prepared]):
     """Look, but write nothing."""
     consult: bool
     """Ask the harness's program itself, too."""
+    fresh: bool = False
+    """Begin anew, with no memory of earlier sessions."""
 
     @classmethod
     def of(
@@ -170,9 +172,10 @@ class Prepare(Request[Prepared]):
         secret_files: Iterable[SecretRef] = (),
         dry_run: bool = False,
         consult: bool = False,
+        fresh: bool = False,
     ) -> Prepare:
         # When, how long and how much is the supervisor's business alone; and JSON has no infinity.
-        declared = agent.model_dump(mode="json", exclude={"restart", "resources", "stop_timeout_sec"})
+        declared = agent.model_dump(mode="json", exclude={"restart", "resume", "resources", "stop_timeout_sec"})
         return cls(
             agent=declared,
             settings=settings.model_dump(mode="json"),
@@ -181,6 +184,7 @@ class Prepare(Request[Prepared]):
             secret_files=[WorkersSecret(key=ref.key, variable=ref.variable, file=ref.file) for ref in secret_files],
             dry_run=dry_run,
             consult=consult,
+            fresh=fresh,
         )
 
 

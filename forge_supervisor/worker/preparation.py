@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,14 @@ class Preparation:
             raise _FatalError("run_as", f"the home directory {self._paths.home} of {self._agent.run_as} is missing")
         self._read_secrets()
         granted = Library.model_validate(self._request.granted)
-        subject = Subject(self._agent, granted, self._settings, {**self._request.secrets, **self._secrets})
+        subject = Subject(
+            self._agent,
+            granted,
+            self._settings,
+            {**self._request.secrets, **self._secrets},
+            fresh=self._request.fresh,
+            new_id=harness.NEW_EACH_TIME if self._request.dry_run else str(uuid.uuid4()),
+        )
         try:
             program = harness.load(self._agent.harness)
             plan = program.plan(subject, self._paths)

@@ -96,6 +96,9 @@ class Desk:
         # A call: mypy takes an attribute to stay what it was once seen to be.
         return self.life.state
 
+    def anew(self) -> bool:
+        return self.life.begins_anew
+
     @property
     def launches(self) -> int:
         return self.runner.asked.count("launch")
@@ -210,6 +213,96 @@ def test_another_supervisor_goes_on_counting_the_day() -> None:
     after.life.resume(desk.life.memory())
     after.life.start()
     assert (after.state(), after.life.daily_limit_hit) == (State.FAILED, True)
+
+
+# What it remembers of earlier sessions.
+
+
+@pytest.mark.parametrize(
+    ("keys", "after_failure", "after_success"), [
+        ({}, False, False),
+        ({"resume": {"policy": "after-failure"}}, False, True),
+        ({"resume": {"policy": "never"}}, True, True),
+    ],
+)
+def test_a_session_begins_anew_as_its_policy_has_it(
+    keys: dict[str, Any], *, after_failure: bool, after_success: bool
+) -> None:
+    desk = Desk(restart={"policy": "always"}, **keys)
+    desk.run()
+    desk.end(Exit(signal=9))
+    assert desk.anew() is after_failure
+    desk.clock.advance(5)
+    desk.life.launch_failed(Problem("run_as", "no such user"))
+    assert desk.anew() is after_failure, "nothing ran that could have ended in another way"
+    desk.clock.advance(5)
+    desk.life.launched(4711)
+    desk.end(Exit(code=0))
+    assert desk.anew() is after_success
+
+
+def test_a_requested_stop_is_a_clean_end_and_one_that_took_a_kill_is_none() -> None:
+    desk = Desk(stop_exit_status=frozenset({143}), resume={"policy": "after-failure"})
+    desk.run()
+    desk.life.stop()
+    desk.end(Exit(code=143))
+    assert desk.anew()
+    desk.run()
+    desk.life.stop()
+    desk.clock.advance(30)
+    desk.end(Exit(signal=9))
+    assert not desk.anew()
+
+
+def test_of_a_session_that_nobody_knows_it_is_not_said_that_it_failed() -> None:
+    assert Desk(resume={"policy": "after-failure"}).anew()
+    assert not Desk().anew()
+
+
+def test_a_session_that_cannot_be_resumed_is_tried_once() -> None:
+    desk = Desk(restart={"limit_burst": 0})
+    desk.run()
+    desk.life.died()
+    desk.life.exited(Exit(code=1), (), unresumable=True)
+    assert desk.state() is State.AUTO_RESTART, "it is an exit like any other"
+    assert desk.last(events.AgentWarning).sentence() == (
+        "scout: agents.scout.resume: its last session cannot be resumed, so the next start begins a new one"
+    )
+    after = Desk(restart={"limit_burst": 0})
+    after.life.resume(desk.life.memory())
+    assert after.anew(), "another supervisor knows"
+    after.clock.now = desk.clock.now
+    after.clock.advance(5)
+    after.life.launch_failed(Problem("", "no worker"))
+    after.clock.advance(5)
+    assert after.anew(), "it has not begun anew yet"
+    after.life.launched(4711)
+    after.end(Exit(code=1))
+    assert not after.anew()
+
+
+def test_a_restart_may_be_asked_to_begin_anew() -> None:
+    desk = Desk()
+    desk.run()
+    desk.life.restart(fresh=True)
+    desk.end(Exit(signal=15))
+    assert desk.state() is State.STARTING
+    assert desk.anew()
+    desk.life.launched(4711)
+    assert not desk.anew()
+    desk.life.restart()
+    desk.end(Exit(signal=15))
+    assert not desk.anew()
+
+
+def test_asked_for_in_the_middle_of_a_start_it_is_for_the_next_one() -> None:
+    desk = Desk()
+    desk.life.start()
+    desk.life.restart(fresh=True)
+    desk.life.launched(4711)
+    desk.end(Exit(signal=15))
+    assert desk.state() is State.STARTING
+    assert desk.anew()
 
 
 def test_the_limit_counts_starts_by_hand_too() -> None:

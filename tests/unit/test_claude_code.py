@@ -42,6 +42,7 @@ class TestCommandLine:
             "--append-system-prompt-file", str(paths.state / ".claude/skill-catalog.md"),
             "--dangerously-skip-permissions",
             "--disallowedTools=AskUserQuestion,EnterPlanMode,ExitPlanMode",
+            "--session-id", "(new at every start)",
             "--verbose",
         )  # fmt: skip
 

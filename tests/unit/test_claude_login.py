@@ -30,6 +30,7 @@ class TestSeed:
         assert (seed.path, seed.lock) == (paths.home / ".claude.json", paths.home / ".claude.json.lock")
         assert seed.values == {
             "hasCompletedOnboarding": True,
+            "resumeReturnDismissed": True,
             "lspRecommendationDisabled": True,
             "claudeCodeHints": {"disabled": True},
             "projects": {

@@ -8,7 +8,8 @@ from config_lab import SOMEBODY, loaded, write
 
 from forge_supervisor import harness, units
 from forge_supervisor.declared import Declared, Preparation
-from forge_supervisor.explain import NEW_EACH_TIME, Explanation
+from forge_supervisor.explain import Explanation
+from forge_supervisor.harness import NEW_EACH_TIME
 from forge_supervisor.secrets import MASK
 from forge_supervisor.worker.messages import Finding, Prepared, Written
 

@@ -61,6 +61,7 @@ class FakeRealm:
         self.trouble: list[Exception] = []
         """Raised, one a request, by the next requests to collect."""
         self.collected = 0
+        self.prepares: list[Prepare] = []
         self.screen = ["last words"]
 
     async def server(self) -> Pidfd:
@@ -69,6 +70,7 @@ class FakeRealm:
     async def ask(self, request: Any) -> Any:
         match request:
             case Prepare():
+                self.prepares.append(request)
                 return Prepared(argv=list(self.argv), cwd=self.cwd, env=self.env, findings=self.findings)
             case Open():
                 self.pane = start(self.shim(request.argv))
@@ -97,7 +99,7 @@ class Stage:
         self.concealed: list[tuple[Any, ...]] = []
         self._handshake = handshake
 
-    def session(self, agent: Agent = AGENT, invocation: str = "c0ffee") -> Session:
+    def session(self, agent: Agent = AGENT, invocation: str = "c0ffee", *, fresh: bool = False) -> Session:
         realm: Any = self.realm
         return Session(
             Declared(agent, HarnessSettings(), Library()),
@@ -106,6 +108,7 @@ class Stage:
             handshake=self._handshake,
             emit=self.events.append,
             conceal=lambda *told: self.concealed.append(told),
+            fresh=fresh,
         )
 
     @property
@@ -289,6 +292,16 @@ def test_a_process_that_not_even_sigkill_ends_is_given_up(tmp_path: Path, monkey
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_the_worker_is_told_whether_it_begins_anew(tmp_path: Path, *, fresh: bool) -> None:
+    async def scenario() -> list[Prepare]:
+        async with stage(tmp_path, "/bin/true") as s:
+            await whole(s.session(fresh=fresh))
+            return s.realm.prepares
+
+    assert [request.fresh for request in asyncio.run(scenario())] == [fresh]
+
+
 def test_a_fault_of_ours_leaves_no_agent_in_starting(tmp_path: Path) -> None:
     async def scenario() -> Lifecycle:
         async with stage(tmp_path, "/bin/true") as s:
@@ -299,7 +312,8 @@ def test_a_fault_of_ours_leaves_no_agent_in_starting(tmp_path: Path) -> None:
             s.realm.server = broken  # type: ignore[method-assign]
             once = AGENT.model_copy(update={"restart": AGENT.restart.model_copy(update={"policy": "no"})})
             settled = asyncio.Event()
-            life = Lifecycle(once, SessionRunner(s.session), clock=asyncio.get_running_loop(), emit=s.events.append)
+            runner = SessionRunner(lambda agent, invocation, _: s.session(agent, invocation))
+            life = Lifecycle(once, runner, clock=asyncio.get_running_loop(), emit=s.events.append)
             life.changed = lambda: settled.set() if life.state is State.FAILED else None
             life.start()
             await asyncio.wait_for(settled.wait(), 10)

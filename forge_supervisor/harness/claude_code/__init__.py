@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, JsonSeed, LaunchPlan, find_program, said_to
-from forge_supervisor.harness.claude_code import consult, discord, grants, login, names, settings
+from forge_supervisor.harness.claude_code import consult, discord, grants, login, names, sessions, settings
 from forge_supervisor.secrets import SecretRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from forge_supervisor.config import Agent, Library
     from forge_supervisor.harness import Paths, Subject
+    from forge_supervisor.policy import Exit
 
 # Tools that wait for somebody's answer, whatever the permissions.
 _ASKING = ("AskUserQuestion", "EnterPlanMode", "ExitPlanMode")
@@ -40,6 +41,7 @@ class ClaudeCode:
             "model",
             "permissions",
             "plugins",
+            "resume",
             "skills",
         }
     )
@@ -82,6 +84,7 @@ class ClaudeCode:
                 instructions,
                 *grants.files(granted, paths),
                 *settings.files(subject, paths),
+                sessions.file(subject, paths),
                 *(discord.files(bot, paths) if bot is not None else ()),
             ),
             links=tuple(grants.links(subject, paths)),
@@ -102,6 +105,9 @@ class ClaudeCode:
 
     def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:
         return consult.consult(subject, plan)
+
+    def unresumable(self, exit_: Exit, screen: Sequence[str]) -> bool:
+        return sessions.unresumable(exit_, screen)
 
     def version(self, plan: LaunchPlan) -> str:
         return said_to(plan.argv[0], "--version", **settings.QUIET).partition(" ")[0].strip()
@@ -127,6 +133,7 @@ def _options(subject: Subject, paths: Paths) -> Iterator[str]:
     if settings.is_unattended(agent):
         # In one word: the option takes any number of values.
         yield f"--disallowedTools={','.join(_ASKING)}"
+    yield from sessions.options(subject, paths)
     yield from agent.extra_args
 
 

@@ -31,6 +31,8 @@ def answers(subject: Subject, paths: Paths) -> JsonSeed:
     values: dict[str, Any] = {
         "hasCompletedOnboarding": True,
         "projects": projects,
+        # A dialog before an old and long session is resumed, which offers to go on with a summary of it.
+        "resumeReturnDismissed": True,
         # Two dialogs that offer to install a plugin, at any moment, and whose first answer is yes.
         "lspRecommendationDisabled": True,
         "claudeCodeHints": {"disabled": True},
@@ -72,14 +74,22 @@ def _program(subject: Subject, plan: LaunchPlan) -> Iterator[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read what the user may have put there: nothing that is no regular file (a FIFO blocks), and no end of it."""
     try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_text(path: Path) -> str:
+    """Read it likewise; what cannot be read is empty."""
+    try:
         # O_NONBLOCK: open(2) of a FIFO waits for a writer otherwise.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return {}
-            content = json.loads(file.read(MOST_READ_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+                return ""
+            return file.read(MOST_READ_BYTES).decode()
+    except (OSError, ValueError):
+        return ""
 
 
 def config_file(env: Mapping[str, str], paths: Paths) -> Path:

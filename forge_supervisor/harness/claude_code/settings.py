@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, expand_home
+from forge_supervisor.harness.claude_code import sessions
 from forge_supervisor.harness.claude_code.discord import PLUGIN
 from forge_supervisor.harness.claude_code.login import config_home, read_json
 
@@ -86,9 +87,11 @@ def _of_the_launch(subject: Subject, paths: Paths) -> dict[str, Any]:
         **_servers(paths),
         "enabledPlugins": _plugins(subject),
     }
+    hooks = {"SessionStart": sessions.hook(paths)}
     if is_unattended(agent):
-        settings["disableAllHooks"] = False  # the agent's own settings could say otherwise
-        settings["hooks"] = {event: [{"hooks": [_hook(event, answer)]}] for event, answer in _ANSWERS.items()}
+        hooks |= {event: _hook(event, answer) for event, answer in _ANSWERS.items()}
+    settings["disableAllHooks"] = False  # the agent's own settings could say otherwise
+    settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
     return settings
 
 
