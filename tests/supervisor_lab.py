@@ -29,8 +29,12 @@ CAME_TO_NOTHING = 4000
 class FakeSession:
     """Runs until it is told to end; `obstinate` ones end on SIGKILL only."""
 
-    def __init__(self, declared: Declared, _invocation: str, *, noted: Callable[[], None], **_: Any) -> None:
+    def __init__(
+        self, declared: Declared, _invocation: str, *, noted: Callable[[], None], fresh: bool, **_: Any
+    ) -> None:
         self.noted = noted
+        self.fresh = fresh
+        self.screen: list[str] = []
         self.begun: Callable[[], None] = lambda: None
         self.declared = declared
         self.agent = agent = declared.agent
@@ -68,7 +72,7 @@ class FakeSession:
         await asyncio.shield(self.ended)
 
     async def collect(self) -> tuple[Exit, list[str], bool]:
-        return self.ended.result(), [], False
+        return self.ended.result(), self.screen, False
 
     def terminate(self) -> None:
         if self.agent.model != "obstinate":

@@ -45,6 +45,7 @@ def written(paths: Paths, **keys: Any) -> str:
     return file_of(plan_of(paths, new_id=NEW, **keys), paths.launch / "session").text
 
 
+USER = '{"type":"user"}\n'
 RESUMED = ["--resume", OLD, "--system-prompt-snapshot", "off"]
 
 
@@ -55,7 +56,7 @@ def test_the_first_session_has_a_name_of_ours(paths: Paths) -> None:
 
 def test_one_with_a_transcript_is_resumed(paths: Paths) -> None:
     known(paths)
-    write(transcript(paths), "{}")
+    write(transcript(paths), USER)
     assert options(paths) == RESUMED
     assert written(paths) == f"{OLD}\n"
 
@@ -68,7 +69,7 @@ def test_one_to_which_nothing_was_ever_said_keeps_its_name(paths: Paths) -> None
 def test_to_begin_anew_takes_another_name(paths: Paths) -> None:
     """Claude begins no session of which there is a transcript."""
     known(paths)
-    write(transcript(paths), "{}")
+    write(transcript(paths), USER)
     assert options(paths, fresh=True) == ["--session-id", NEW]
     assert written(paths, fresh=True) == f"{NEW}\n"
 
@@ -96,7 +97,7 @@ def test_what_is_no_file_is_not_waited_for(paths: Paths, kind: str) -> None:
     assert options(paths) == ["--session-id", NEW]
 
 
-@pytest.mark.parametrize("kind", ["directory", "dangling link", "empty"])
+@pytest.mark.parametrize("kind", ["directory", "dangling link", "empty", "fifo"])
 def test_what_only_has_the_name_of_a_transcript_is_tried(paths: Paths, kind: str) -> None:
     """Trap: claude begins no session of that id ("is already in use"), so the try has to fail by --resume."""
     known(paths)
@@ -109,12 +110,33 @@ def test_what_only_has_the_name_of_a_transcript_is_tried(paths: Paths, kind: str
             file.symlink_to("/nowhere")
         case "empty":
             file.touch()
+        case "fifo":
+            os.mkfifo(file)
+    assert options(paths) == RESUMED
+
+
+META = '{"type":"mode","mode":"normal"}\n{"type":"file-history-snapshot"}\n'
+
+
+@pytest.mark.parametrize("text", [META, META + '{"type":"user","message":{"role":"us'])
+def test_of_a_transcript_without_a_word_nothing_is_to_be_remembered(paths: Paths, text: str) -> None:
+    """Trap: one that was killed early has it, and claude can neither resume it nor begin a session of that id."""
+    known(paths)
+    write(transcript(paths), text)
+    assert options(paths) == ["--session-id", NEW]
+    assert written(paths) == f"{NEW}\n"
+
+
+@pytest.mark.parametrize("line", ['{"type":"user"}', '{"type":"assistant"}', "garbage", "[]", "\0", "[" * 100_000])
+def test_of_one_with_words_or_damage_claude_is_the_judge(paths: Paths, line: str) -> None:
+    known(paths)
+    write(transcript(paths), f"{META}{line}\n")
     assert options(paths) == RESUMED
 
 
 def test_transcripts_lie_where_claude_keeps_its_things(paths: Paths) -> None:
     known(paths)
-    write(transcript(paths, "other"), "{}")
+    write(transcript(paths, "other"), USER)
     assert options(paths) == ["--session-id", OLD]
     assert options(paths, env={"CLAUDE_CONFIG_DIR": str(paths.home / "other")}) == RESUMED
 
@@ -125,13 +147,13 @@ def test_of_a_long_path_the_end_is_a_hash(paths: Paths) -> None:
     name = transcript(long).parent.name
     assert len(name) > 200
     assert options(long) == ["--session-id", OLD]
-    write(paths.home / ".claude/projects" / f"{name[:200]}-k3q9zz" / f"{OLD}.jsonl", "{}")
+    write(paths.home / ".claude/projects" / f"{name[:200]}-k3q9zz" / f"{OLD}.jsonl", USER)
     assert options(long) == RESUMED
 
 
 def test_through_a_link_the_real_path_counts(paths: Paths) -> None:
     known(paths)
-    write(transcript(paths), "{}")
+    write(transcript(paths), USER)
     link = paths.home / "link"
     link.symlink_to(paths.forge)
     other = Paths(home=paths.home, forge=link, agent="scout", search=paths.search)

@@ -110,6 +110,15 @@ def test_the_verbs_act_on_those_that_patterns_mean(supervisor: Any, verb: str, m
     assert calls[-1] == (method, {"agents": ["scout", "scout-2"]})
 
 
+def test_a_restart_may_begin_anew(supervisor: Any) -> None:
+    answers, calls = supervisor
+    answers["Restart"] = acts()
+    assert main.run(["restart", "--fresh", "scout"]) == 0
+    assert calls[-1] == ("Restart", {"agents": ["scout"], "fresh": True})
+    with pytest.raises(SystemExit):
+        main.run(["start", "--fresh", "scout"])
+
+
 def test_a_start_that_fails_is_a_failure_and_a_stop_is_none(
     supervisor: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ from forge_supervisor.config import (
     load,
     schema,
 )
-from forge_supervisor.config_restart import Policy
+from forge_supervisor.config_restart import Policy, Resume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +102,19 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         prevent_exit_status=ExitStatuses(codes=frozenset({15})),
         force_exit_status=ExitStatuses(signals=frozenset({signal.SIGKILL})),
     )
+
+
+def test_what_an_agent_remembers_is_its_own_or_the_defaults_business(tmp_path: Path) -> None:
+    text = "resume.policy = 'after-failure'\n[agents.a]\n[agents.b]\nresume.policy = 'never'\n"
+    config = loaded(tmp_path, "defaults." + text)
+    assert {name: agent.resume.policy for name, agent in config.agents.items()} == {"a": "after-failure", "b": "never"}
+    assert loaded(tmp_path, "agents.a = {}").agents["a"].resume.policy == "always"
+
+
+@pytest.mark.parametrize("wrong", ["resume = 'always'", "resume.policy = 'sometimes'", "restart.limit_daily = -1"])
+def test_what_cannot_be_remembered_or_counted_is_refused(tmp_path: Path, wrong: str) -> None:
+    (line,) = refused(write(tmp_path, f"{RUN_AS}[agents.a]\n{wrong}\n"))
+    assert f"agents.a.{wrong.partition(' ')[0]}: " in line
 
 
 def test_the_configuration_cannot_be_changed(tmp_path: Path) -> None:
@@ -748,7 +761,7 @@ def test_the_example_holds_every_key() -> None:
     text = EXAMPLE.read_text()
     tables = {
         *("agents", "control", "defaults", "harnesses", "restart", "env", "permissions", "resources", "secrets"),
-        *("discord", "bots", "access", "channels", "on_event"),
+        *("resume", "discord", "bots", "access", "channels", "on_event"),
     }
     for key, _ in properties():
         table = rf"^#?\[+(.*\.)?{key}[.\]]"
@@ -763,5 +776,6 @@ def test_the_example_tells_the_defaults_as_they_are() -> None:
     for key in ("harness", "effort", "stop_timeout_sec"):
         assert given[key] == getattr(usual, key)
     restart = Restart.model_validate(given["restart"])
-    for key in ("policy", "delay_sec", "limit_burst", "limit_interval_sec"):
+    for key in ("policy", "delay_sec", "limit_burst", "limit_interval_sec", "limit_daily"):
         assert getattr(restart, key) == getattr(usual.restart, key)
+    assert Resume.model_validate(given["resume"]) == usual.resume

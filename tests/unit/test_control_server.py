@@ -189,6 +189,15 @@ def test_start_returns_when_all_run_or_have_failed_to(play: Play) -> None:
     play(config(a={}, b={"model": "broken", **ONCE}), scene)
 
 
+def test_a_restart_goes_on_or_begins_anew_as_it_is_asked_to(play: Play) -> None:
+    async def scene(lab: Lab) -> None:
+        for fresh in ({}, {"fresh": True}, {"fresh": False}, {"fresh": None}):
+            assert states(await lab.ask("Restart", agents=["a"], **fresh)) == {"a": "running"}
+        assert [session.fresh for session in lab.bench.sessions["a"]] == [False, False, True, False, False]
+
+    play(config(a={"restart": {"limit_burst": 0}}), scene)
+
+
 def test_start_returns_although_those_that_it_starts_crash_for_ever(play: Play) -> None:
     async def scene(lab: Lab) -> None:
         names = [f"a{n}" for n in range(12)]

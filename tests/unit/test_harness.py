@@ -54,6 +54,10 @@ def test_an_unknown_harness_is_told_with_those_that_are_there() -> None:
 
 
 def test_a_key_that_means_nothing_is_refused_where_it_is_the_agents_own() -> None:
+    forgetful = agent(command=("true",), resume={"policy": "never"})
+    assert problems(forgetful, "command", "resume") == [
+        ("resume", 'means nothing to the harness "command" (remove it)')
+    ]
     declared = agent(command=("true",), model="opus")
     assert problems(declared, "command", "model") == [
         ("model", 'means nothing to the harness "command" (remove it)')

@@ -5,8 +5,11 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from config_lab import RUN_AS
 
-from forge_supervisor import main, version
+from forge_supervisor import check, main, version
+from forge_supervisor.memory import Memory, State
+from forge_supervisor.saved import Saved, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +55,40 @@ def test_a_broken_config_is_an_event_a_problem_and_exit_code_78(
     told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert {(line["event"], line["level"], line["file"]) for line in told} == {("config_error", "error", str(broken))}
     assert {line["key"] for line in told} >= {"colour", "agents.UPPER"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "memory", "anew"),
+    [
+        ("always", None, False),
+        ("always", Memory(fresh=True), True),
+        ("never", Memory(state=State.RUNNING, alive=True), True),
+        ("after-failure", None, True),
+        ("after-failure", Memory(state=State.INACTIVE, ended_cleanly=True), True),
+        ("after-failure", Memory(state=State.AUTO_RESTART, ended_cleanly=False), False),
+        ("after-failure", Memory(state=State.RUNNING, alive=True), False),
+    ],
+)
+def test_explain_knows_what_the_supervisor_knows_of_the_last_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, memory: Memory | None, *, anew: bool
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"{RUN_AS}[agents.scout]\nrole = 'x'\nresume.policy = '{policy}'\n")
+    config.chmod(0o600)
+    if memory is not None:
+        left = Saved(
+            boot="", socket_name="forge", run_as="x", declared={}, stop_timeout_sec=1, life=memory, session=None
+        )
+        Store(tmp_path / "run/agents").write("scout", left)
+    asked: list[bool] = []
+
+    async def explain(*_: object, as_json: bool, fresh: bool) -> int:
+        asked.append(fresh)
+        return int(as_json)
+
+    monkeypatch.setattr(check, "explain", explain)
+    assert main.run(["--config", str(config), "explain", "scout"]) == 0
+    assert asked == [anew]
 
 
 def test_settings_of_a_harness_that_is_not_there_are_warned_of(tmp_path: Path) -> None:

@@ -33,8 +33,12 @@ def test_each_agent_is_in_one_part_of_the_plan() -> None:
 
 def test_what_is_taken_while_running_restarts_with_nothing_else() -> None:
     old = declared()
-    both = declared(resources={"memory_max": "1G"}, restart={"delay_sec": 1, "limit_interval_sec": "infinity"})
-    assert plan({"a": both}, {"a": old.fingerprint()}).adjusted == {"a": {"resources", "restart"}}
+    all_of_them = declared(
+        resources={"memory_max": "1G"},
+        restart={"delay_sec": 1, "limit_interval_sec": "infinity"},
+        resume={"policy": "never"},
+    )
+    assert plan({"a": all_of_them}, {"a": old.fingerprint()}).adjusted == {"a": {"resources", "restart", "resume"}}
     assert changed(old, declared(role="x", resources={"memory_max": "1G"})) == {"role", "resources"}
 
 

@@ -100,6 +100,27 @@ def test_who_ended_well_too_often_is_no_success(play: Play) -> None:
     play(config(a={"restart": {"policy": "always", "delay_sec": 0, "limit_burst": 1}}), scene)
 
 
+def test_one_that_could_not_resume_its_session_is_told_of_and_begins_anew_once(play: Play) -> None:
+    """By what its harness makes of its last words; there is nothing to resume for the others."""
+    words = ["No conversation found with session ID: 3d8599b1-7c17-4064-8c1e-6f1fcbe060f3", ""]
+
+    async def scene(bench: Bench) -> None:
+        for number in range(2):
+            for name in ("a", "b"):
+                session = bench.sessions[name][number]
+                session.screen = words if number == 0 else []
+                session.end(Exit(code=1))
+            while [*map(len, bench.sessions.values())] != [number + 2] * 2:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+        assert [session.fresh for session in bench.sessions["a"]] == [False, True, False]
+        assert [session.fresh for session in bench.sessions["b"]] == [False, False, False]
+
+    at_once: dict[str, Any] = {"restart": {"delay_sec": 0}}
+    claude: dict[str, Any] = {"harness": "claude-code", "role": "x", "command": None}
+    bench = play(config(a={**claude, **at_once}, b=at_once), scene)
+    assert [event.agent for event in bench.events if isinstance(event, events.AgentWarning)] == ["a"]
+
+
 def test_who_was_started_too_often_in_a_day_is_no_success(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         bench.sessions["a"][0].end(Exit(code=0))

@@ -5,11 +5,12 @@ They are read in place and never copied: one login serves all agents of a Linux 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from forge_supervisor.harness import JsonSeed
 
@@ -83,13 +84,20 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """Read it likewise; what cannot be read is empty."""
     try:
-        # O_NONBLOCK: open(2) of a FIFO waits for a writer otherwise.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return ""
+        with open_regular(path) as file:
             return file.read(MOST_READ_BYTES).decode()
     except (OSError, ValueError):
         return ""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open it likewise. Raises OSError."""
+    # O_NONBLOCK: open(2) of a FIFO waits for a writer otherwise.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file")
+    return os.fdopen(fd, "rb")
 
 
 def config_file(env: Mapping[str, str], paths: Paths) -> Path:

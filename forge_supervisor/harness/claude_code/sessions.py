@@ -9,6 +9,7 @@ agent itself has run in its directory.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from forge_supervisor.harness import File
-from forge_supervisor.harness.claude_code.login import config_home, read_text
+from forge_supervisor.harness.claude_code.login import config_home, open_regular, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +41,8 @@ def file_of(paths: Paths) -> Path:
 
 def options(subject: Subject, paths: Paths) -> Iterator[str]:
     """Make the arguments by which claude goes on with the agent's session, or begins one."""
-    session = _next(subject, paths)
-    if not subject.fresh and _has_transcript(session, subject.env, paths):
+    session, is_resumed = _next(subject, paths)
+    if is_resumed:
         yield from ("--resume", session)
         # Otherwise it goes on with the appended instructions of then, whatever the file says now.
         yield from ("--system-prompt-snapshot", "off")
@@ -51,7 +52,8 @@ def options(subject: Subject, paths: Paths) -> Iterator[str]:
 
 def file(subject: Subject, paths: Paths) -> File:
     """Make the file that says which session is the agent's."""
-    return File(file_of(paths), f"{_next(subject, paths)}\n", ("resume",))
+    session, _ = _next(subject, paths)
+    return File(file_of(paths), f"{session}\n", ("resume",))
 
 
 def hook(paths: Paths) -> dict[str, str]:
@@ -66,17 +68,45 @@ def unresumable(exit_: Exit, screen: Sequence[str]) -> bool:
     return exit_.code == 1 and _UNRESUMABLE.search("".join("".join(screen).split())) is not None
 
 
-def _next(subject: Subject, paths: Paths) -> str:
+def _next(subject: Subject, paths: Paths) -> tuple[str, bool]:
+    """Name the agent's next session, and tell whether it is resumed."""
     known = read_text(file_of(paths)).strip()
-    return subject.new_id if subject.fresh or not _ID.fullmatch(known) else known
+    if subject.fresh or not _ID.fullmatch(known):
+        return subject.new_id, False
+    transcript = _transcript(known, subject.env, paths)
+    if transcript is None:
+        return known, False
+    # Claude begins no session by the name of which there is anything.
+    return (subject.new_id, False) if _is_wordless(transcript) else (known, True)
 
 
-def _has_transcript(session: str, env: Mapping[str, str], paths: Paths) -> bool:
-    """Whether there is something by the name of its transcript: claude begins no session of that id then."""
+def _transcript(session: str, env: Mapping[str, str], paths: Paths) -> Path | None:
+    """Find what has the name of the session's transcript, whatever it is."""
     name = re.sub(r"[^a-zA-Z0-9]", "-", os.path.realpath(paths.state))
     projects = config_home(env, paths) / "projects"
-    if len(name) <= _LONGEST:
-        return os.path.lexists(projects / name / f"{session}.jsonl")
-    with suppress(OSError):
-        return any(projects.glob(f"{name[:_LONGEST]}-*/{session}.jsonl"))
-    return False
+    directories = [projects / name]
+    if len(name) > _LONGEST:
+        with suppress(OSError):
+            directories = [*projects.glob(f"{name[:_LONGEST]}-*")]
+    found = (directory / f"{session}.jsonl" for directory in directories)
+    return next((path for path in found if os.path.lexists(path)), None)
+
+
+def _is_wordless(transcript: Path) -> bool:
+    """Tell whether claude was killed before it had written a word of the conversation, which it does a little late.
+
+    It could not resume that, and there is nothing to lose. Of what is damaged, or empty, claude is to be the judge.
+    """
+    lines = 0
+    try:
+        with open_regular(transcript) as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                if not isinstance(entry, dict) or entry.get("type") in {"assistant", "user"}:
+                    return False
+                lines += 1
+    except (OSError, ValueError, RecursionError):
+        return False
+    return lines > 0
