@@ -124,5 +124,12 @@ async def _see_end(session: Session, life: Lifecycle) -> None:
         log.exception("supervisor_fault", agent=life.agent.name, run_as=life.agent.run_as)
         exit_, screen, oom_killed = Exit(lost=True), [], False
     session.close()
-    unresumable = harness.load(life.agent.harness).unresumable(exit_, screen)
-    life.exited(exit_, screen, oom_killed=oom_killed, unresumable=unresumable)
+    life.exited(exit_, screen, oom_killed=oom_killed, unresumable=_could_not_resume(life.agent, exit_, screen))
+
+
+def _could_not_resume(agent: Agent, exit_: Exit, screen: list[str]) -> bool:
+    try:
+        return harness.load(agent.harness).unresumable(exit_, screen)
+    except Exception:
+        log.exception("supervisor_fault", agent=agent.name, run_as=agent.run_as)
+        return False
