@@ -53,16 +53,32 @@ class TestSkills:
 
     def test_one_that_is_withdrawn_is_gone_and_the_agents_own_stays(self, lab: Lab) -> None:
         library = {"skills": {name: skill(lab, name) for name in ("whistle", "sing")}}
-        lab.start({"scout": {"skills": ["whistle", "sing"]}}, library)
+        forgetful = {"resume": {"policy": "never"}}
+        lab.start({"scout": {"skills": ["whistle", "sing"], **forgetful}}, library)
         assert "- sing: About sing." in ask(lab, "scout", "first words")
         lab.give(lab.state_of("scout") / ".claude/skills/mine/SKILL.md", "---\ndescription: My own.\n---\nx")
-        lab.configure({"scout": {"skills": ["whistle"]}}, library)
+        lab.configure({"scout": {"skills": ["whistle"], **forgetful}}, library)
         lab.reload()
         lab.prompt("scout", 2)
         request = ask_again(lab, "second words")
         assert "- whistle: About whistle." in request
         assert "- mine: My own." in request
         assert "About sing" not in request
+
+    def test_of_one_that_is_withdrawn_nothing_but_the_memory_stays(self, lab: Lab) -> None:
+        """What was said earlier in its session, and be it by claude, an agent goes on knowing."""
+        library = {"skills": {name: skill(lab, name) for name in ("whistle", "sing")}}
+        lab.start({"scout": {"skills": ["whistle", "sing"]}}, library)
+        ask(lab, "scout", "first words")
+        lab.see("scout", "ECHO [from test] first words")
+        lab.configure({"scout": {"skills": ["whistle"]}}, library)
+        lab.reload()
+        lab.prompt("scout", 2)
+        ask_again(lab, "second words")
+        request = lab.request("second words")
+        assert "first words" in json.dumps(request["messages"])
+        assert "About sing" not in json.dumps(request["system"])
+        assert "Unknown skill" in lab.use("scout", "Skill", "gone", skill="sing")
 
 
 def ask_again(lab: Lab, text: str) -> str:
