@@ -12,6 +12,7 @@ from forge_supervisor import processes
 from forge_supervisor.policy import Exit
 from forge_supervisor.terminal import Terminal
 from forge_supervisor.tmux_client import TerminalError
+from forge_supervisor.worker import usage
 from forge_supervisor.worker.messages import (
     Answer,
     Capture,
@@ -24,6 +25,7 @@ from forge_supervisor.worker.messages import (
     Open,
     Opened,
     Prepare,
+    ReadUsage,
     RemoveSocket,
     Send,
     ServerFound,
@@ -61,6 +63,7 @@ class Actions:
             Capture: self._capture,
             Send: self._send,
             RemoveSocket: self._remove_socket,
+            ReadUsage: lambda request: usage.read(request, self._home),
         }
 
     def do(self, request: AnyRequest) -> Answer:

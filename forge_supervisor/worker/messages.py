@@ -276,8 +276,65 @@ class RemoveSocket(Request[Done]):
     kind: Literal["remove-socket"] = "remove-socket"
 
 
+Tokens = Annotated[int, Field(ge=0, le=100_000_000, strict=True)]
+"""Of one message: far more than any model takes or gives."""
+TranscriptPath = Annotated[str, Field(min_length=1, max_length=1024, pattern=NO_NUL)]
+MOST_TRANSCRIPTS = 2000
+MOST_USAGE = 2000
+"""Records of one answer."""
+
+
+class Mark(Message):
+    """Up to where a transcript has been read: a place in a file, and how to tell that it is still that place."""
+
+    file: Annotated[str, Field(pattern=r"^[0-9]{1,20}:[0-9]{1,20}$")]
+    """Device and inode."""
+    offset: Annotated[int, Field(ge=0, lt=2**62)]
+    before: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """A checksum of the bytes before it: a file may be written anew in its own place."""
+
+
+class UsageRecord(Message):
+    """What one message has used, as `harness.transcripts.MessageUsage` has it."""
+
+    message: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
+    session: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")]
+    model: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}$")]
+    time_usec: Annotated[int, Field(ge=0, lt=2**52, strict=True)]
+    input: Tokens
+    output: Tokens
+    cache_read: Tokens
+    cache_write_5m: Tokens
+    cache_write_1h: Tokens
+
+
+class UsageRead(Answer):
+    """`marks` are those that are not as they were. A message may be told several times: its largest counts are true."""
+
+    records: Annotated[list[UsageRecord], Field(max_length=MOST_USAGE)]
+    marks: Annotated[dict[TranscriptPath, Mark], Field(max_length=MOST_TRANSCRIPTS)]
+    gone: Annotated[list[TranscriptPath], Field(max_length=MOST_TRANSCRIPTS)]
+    more: bool
+
+
+class ReadUsage(Request[UsageRead]):
+    """Tell what was used, as the agent's transcripts have it behind these marks."""
+
+    answer = UsageRead
+    timeout = 45.0
+    kind: Literal["read-usage"] = "read-usage"
+    agent: dict[str, Any]
+    marks: Annotated[dict[str, Mark], Field(max_length=2 * MOST_TRANSCRIPTS)]
+
+    @classmethod
+    def of(cls, agent: Agent, marks: Mapping[str, Mark]) -> ReadUsage:
+        declared = agent.model_dump(mode="json", exclude={"restart", "resources", "stop_timeout_sec", "role"})
+        return cls(agent=declared, marks=dict(marks))
+
+
 AnyRequest = Annotated[
-    FindServer | Sweep | Prepare | Open | Collect | Close | Capture | Send | RemoveSocket, Field(discriminator="kind")
+    FindServer | Sweep | Prepare | Open | Collect | Close | Capture | Send | RemoveSocket | ReadUsage,
+    Field(discriminator="kind"),
 ]
 
 

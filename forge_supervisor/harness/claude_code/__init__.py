@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, JsonSeed, LaunchPlan, find_program, said_to
-from forge_supervisor.harness.claude_code import consult, discord, grants, login, names, sessions, settings
+from forge_supervisor.harness.claude_code import (
+    consult,
+    discord,
+    grants,
+    login,
+    names,
+    sessions,
+    settings,
+    transcripts,
+)
 from forge_supervisor.secrets import SecretRef
 
 if TYPE_CHECKING:
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor.config import Agent, Library
     from forge_supervisor.harness import Paths, Subject
+    from forge_supervisor.harness.transcripts import MessageUsage
     from forge_supervisor.policy import Exit
 
 # Tools that wait for somebody's answer, whatever the permissions.
@@ -111,6 +121,12 @@ class ClaudeCode:
 
     def version(self, plan: LaunchPlan) -> str:
         return said_to(plan.argv[0], "--version", **settings.QUIET).partition(" ")[0].strip()
+
+    def transcripts(self, agent: Agent, paths: Paths) -> Iterable[Path]:
+        return transcripts.files(agent, paths)
+
+    def usage_in(self, line: bytes) -> MessageUsage | None:
+        return transcripts.usage_in(line)
 
 
 def _options(subject: Subject, paths: Paths) -> Iterator[str]:
