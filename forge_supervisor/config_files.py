@@ -96,7 +96,7 @@ def read(path: Path, *, uid: int) -> tuple[dict[str, Table], list[Problem]]:
     drop_ins, problems = _drop_ins(path.parent / DROP_INS, uid)
     for file in (path, *drop_ins):
         try:
-            documents[str(file)] = _document(file, uid)
+            documents[str(file)] = document(file, uid=uid)
         except ConfigError as error:
             problems += error.problems
     return documents, problems
@@ -149,7 +149,8 @@ def _drop_ins(directory: Path, uid: int) -> tuple[list[Path], list[Problem]]:
     return [directory / name for name in names if name.endswith(".toml") and not name.startswith(".")], problems
 
 
-def _document(file: Path, uid: int) -> Table:
+def document(file: Path, *, uid: int) -> Table:
+    """Read one file, as far as it is to be trusted. Raises ConfigError."""
     try:
         content = _content(file, uid)
     except FileNotFoundError:

@@ -16,8 +16,11 @@ from forge_supervisor import config, events, journal, units
 from forge_supervisor.doors import Doors
 from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import Handshake
-from forge_supervisor.runtime import runtime_directory, state_directory
+from forge_supervisor.runtime import lasting_directory, runtime_directory, state_directory
 from forge_supervisor.saved import Store
+from forge_supervisor.spend import prices
+from forge_supervisor.spend.collector import Collector
+from forge_supervisor.spend.store import NAME
 from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from forge_supervisor.config import Config
+    from forge_supervisor.spend.prices import Prices
 
 # Beyond all stop timeouts: a launch under way, SIGKILL, clearing leftovers, the tmux servers.
 STOP_MARGIN_SEC = 150
@@ -43,9 +47,12 @@ def refuse(error: config.ConfigError) -> None:
 class Daemon:
     """One run of the supervisor, until it is told to stop."""
 
-    def __init__(self, loaded: Config, load: Callable[[], Config], runtime: Path) -> None:
+    def __init__(
+        self, loaded: Config, load: Callable[[], Config], runtime: Path, own_prices: Path | None = None
+    ) -> None:
         self._config = loaded
         self._load = load
+        self._own_prices = own_prices
         self._runtime = runtime
         self._handshake = Handshake(runtime)
         self._store = Store(state_directory(runtime))
@@ -58,6 +65,7 @@ class Daemon:
         self._at_terminal = os.isatty(2)
         self._supervisor: Supervisor | None = None
         self._feed = Feed()
+        self._collector: Collector
         self._reloading = asyncio.Lock()
 
     async def run(self) -> int:
@@ -76,7 +84,16 @@ class Daemon:
             conceal=journal.conceal,
             changed=self._changed,
         )
-        doors = Doors(self._runtime, supervisor, placement, self._feed, partial(self._reload_by_control, supervisor))
+        self._collector = collector = Collector(
+            lasting_directory() / NAME,
+            self._prices(),
+            life_of=supervisor.lives.get,
+            realm_of=supervisor.realm_of,
+            emit=self._feed.emit,
+        )
+        supervisor.settled = collector.settle
+        reload = partial(self._reload_by_control, supervisor)
+        doors = Doors(self._runtime, supervisor, placement, self._feed, reload, collector)
         await doors.open()
         watchdog = asyncio.create_task(self._feed_watchdog())
         serving = asyncio.create_task(self._serve(supervisor, placement, doors))
@@ -89,8 +106,12 @@ class Daemon:
         serving.cancel()
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
+        if leave:
+            # It has work under way in the realms; the next one reads on where this one ends.
+            await collector.close()
         await (supervisor.leave() if leave else supervisor.stop())
         await doors.close()
+        await collector.close()
         self._handshake.close()
         await placement.close(leave=leave)
         watchdog.cancel()
@@ -112,6 +133,7 @@ class Daemon:
         # Those that are adopted as they were change nothing, and so tell nothing.
         self._tell_status()
         self._notify("READY=1")
+        self._collector.begin([life.agent for life in supervisor.lives.values()])
         while True:
             await self._reload.wait()
             self._reload.clear()
@@ -128,6 +150,7 @@ class Daemon:
                 self._complaint = ""
                 _warn_of(loaded)
                 lines = supervisor.plan_of(loaded).lines()
+                await self._collector.replace_prices(self._prices())
                 await supervisor.reload(loaded)
                 self._config = loaded
             except config.ConfigError as error:
@@ -143,6 +166,14 @@ class Daemon:
     async def _reload_by_control(self, supervisor: Supervisor, dry_run: bool) -> list[str]:  # noqa: FBT001
         """Tell what a reload changes, having done it unless it is a dry run. Raises ConfigError."""
         return supervisor.plan_of(self._load()).lines() if dry_run else await self._do_reload(supervisor)
+
+    def _prices(self) -> Prices:
+        try:
+            return prices.load(self._own_prices, uid=os.geteuid())
+        except config.ConfigError as error:
+            for problem in error.problems:
+                journal.log(events.ConfigWarning(file=problem.file, key=problem.key, problem=problem.text))
+            return prices.load(None, uid=os.geteuid())
 
     def _changed(self, agent: str) -> None:
         self._tell_status()

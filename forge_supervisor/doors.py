@@ -6,11 +6,13 @@ import contextlib
 import grp
 import os
 import pwd
+from functools import partial
 from typing import TYPE_CHECKING
 
 from forge_supervisor.control.desk import Office
 from forge_supervisor.control.rights import GROUP, Rights, rights_of
 from forge_supervisor.control.server import Server
+from forge_supervisor.control.usage import summed_up
 from forge_supervisor.counts import Counts
 from forge_supervisor.hooks import Hooks
 from forge_supervisor.memory import State
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from forge_supervisor.control.peer import Peer
     from forge_supervisor.feed import Feed
     from forge_supervisor.saved import Saved
+    from forge_supervisor.spend.collector import Collector
     from forge_supervisor.supervisor import Supervisor
     from forge_supervisor.units import Placement
 
@@ -37,10 +40,14 @@ class Doors:
         placement: Placement,
         feed: Feed,
         reload: Callable[[bool], Awaitable[list[str]]],
+        collector: Collector,
     ) -> None:
         self._supervisor = supervisor
         self._feed = feed
-        self._office = Office(supervisor, placement, feed, self._rights, reload)
+        self._collector = collector
+        self._office = Office(
+            supervisor, placement, feed, self._rights, reload, usage=partial(summed_up, collector)
+        )
         self._counts = Counts()
         self._hooks = Hooks(placement, lambda: supervisor.config.hooks, feed.emit)
         self._control = Server(runtime, self._office)
@@ -54,7 +61,7 @@ class Doors:
         self._open.push_async_callback(self._control.close)
         await self._metrics.start()
         self._open.push_async_callback(self._metrics.close)
-        for listener in (self._counts.heard, self._hooks.heard):
+        for listener in (self._counts.heard, self._hooks.heard, self._collector.heard):
             self._open.enter_context(self._feed.listening(listener))
 
     def serve(self, saved: Mapping[str, Saved]) -> None:
@@ -81,7 +88,7 @@ class Doors:
         from forge_supervisor import metrics  # noqa: PLC0415 - it takes memory, so not before somebody asks for it
 
         agents = [self._office.describe(name) for name in self._supervisor.agents]
-        return metrics.CONTENT_TYPE, metrics.exposed(agents, self._counts)
+        return metrics.CONTENT_TYPE, metrics.exposed(agents, self._counts, self._collector.total)
 
 
 def _user_of(uid: int, users: Collection[str]) -> str | None:

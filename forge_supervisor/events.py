@@ -415,6 +415,19 @@ class HooksDropped(Event):
         return f"hooks are too slow: more than {self.most} wait to be run, and the oldest are dropped"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageProblem(Event):
+    """What agents use could not be counted, or what was counted is lost."""
+
+    name = "usage_problem"
+    _level = "warning"
+
+    problem: str
+
+    def sentence(self) -> str:
+        return self.problem
+
+
 def duration(seconds: float) -> str:
     """Render a duration for people: ``0.04 s``, ``12.5 s``, ``60 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if math.isinf(seconds):

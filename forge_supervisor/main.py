@@ -17,6 +17,7 @@ from forge_supervisor.import_nix import import_nix
 from forge_supervisor.memory import Memory, begins_anew
 from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
 from forge_supervisor.saved import Store
+from forge_supervisor.spend import prices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +100,7 @@ def _begins_anew(loaded: Config, name: str) -> bool:
 def _supervise(loaded: Config, path: Path) -> int:
     try:
         with only_one(runtime_directory()) as directory:
-            return asyncio.run(daemon.Daemon(loaded, lambda: load(path), directory).run())
+            return asyncio.run(daemon.Daemon(loaded, lambda: load(path), directory, path.parent / prices.NAME).run())
     except (UnusableRuntimeError, units.PlacementError, OSError) as error:
         print(error, file=sys.stderr)
         return EX_TEMPFAIL

@@ -14,6 +14,7 @@ from prometheus_client.openmetrics import exposition
 from forge_supervisor import version
 from forge_supervisor.memory import State
 from forge_supervisor.policy import Result
+from forge_supervisor.spend.prices import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,24 +23,30 @@ if TYPE_CHECKING:
 
     from forge_supervisor.control.interface import Agent
     from forge_supervisor.counts import Counted, Counts
+    from forge_supervisor.spend.totals import Total
 
 CONTENT_TYPE: str = exposition.CONTENT_TYPE_LATEST
 WHO = ("agent", "user")
 
 
-def exposed(agents: Sequence[Agent], counts: Counts) -> bytes:
-    """Write down how these agents are. What was counted of others is forgotten."""
+def exposed(
+    agents: Sequence[Agent], counts: Counts, used: Callable[[tuple[str, str]], Total | None] = lambda _: None
+) -> bytes:
+    """Write down how these agents are, and what they have `used`. What was counted of others is forgotten."""
     counts.keep({_who(agent) for agent in agents})
     generate_latest: Callable[[Any], bytes] = exposition.generate_latest
-    return generate_latest(_Collector(agents, counts))
+    return generate_latest(_Collector(agents, counts, used))
 
 
 class _Collector:
     """What the library takes for a registry: one scrape's worth of metrics."""
 
-    def __init__(self, agents: Sequence[Agent], counts: Counts) -> None:
+    def __init__(
+        self, agents: Sequence[Agent], counts: Counts, used: Callable[[tuple[str, str]], Total | None]
+    ) -> None:
         self._agents = agents
         self._counts = counts
+        self._used = used
 
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("forge_up", "Whether the supervisor runs.", value=1)
@@ -47,6 +54,7 @@ class _Collector:
         yield self._states()
         yield from self._now()
         yield from self._counted()
+        yield from self._spent()
 
     def _states(self) -> Metric:
         text = "Whether the agent is in that state."
@@ -102,6 +110,21 @@ class _Collector:
         for who, counted in self._by_agent():
             family.add_metric(who, value(counted))
         return family
+
+    def _spent(self) -> Iterator[Metric]:
+        """Tell what was used since the history began; of agents of which nothing is known, nothing."""
+        tokens = CounterMetricFamily("forge_agent_tokens", "Tokens used.", labels=(*WHO, "kind"))
+        text = "Price of the tokens used, as far as it is known."
+        cost = CounterMetricFamily("forge_agent_cost_usd", text, labels=WHO)
+        text = "Tokens used whose price is not known."
+        unpriced = CounterMetricFamily("forge_agent_unpriced_tokens", text, labels=WHO)
+        for agent in self._agents:
+            if (total := self._used(_who(agent))) is not None:
+                for kind in KINDS:
+                    tokens.add_metric((*_who(agent), kind), getattr(total.tokens, kind))
+                cost.add_metric(_who(agent), total.cost_usd)
+                unpriced.add_metric(_who(agent), total.unpriced)
+        yield from (tokens, cost, unpriced)
 
     def _by_agent(self) -> Iterable[tuple[tuple[str, str], Counted]]:
         return ((_who(agent), self._counts.of(_who(agent))) for agent in self._agents)

@@ -30,6 +30,18 @@ def state_directory(runtime: Path) -> Path:
     return runtime / "agents"
 
 
+def lasting_directory() -> Path:
+    """Tell where it is kept what is to outlive a boot: what the unit says, or else the place that it would say."""
+    given = os.environ.get("STATE_DIRECTORY")
+    if given:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/forge-supervisor")
+    # Not by the user's unit: systemd before 254 has StateDirectory= among a user's configuration.
+    own = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(own) if own.startswith("/") else Path.home() / ".local/state") / "forge-supervisor"
+
+
 class UnusableRuntimeError(Exception):
     pass
 

@@ -26,7 +26,7 @@ from forge_supervisor.session import Session
 from forge_supervisor.status import summed_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from forge_supervisor.config import Config
     from forge_supervisor.handshake import Handshake
@@ -71,6 +71,8 @@ class Supervisor:
         """Of what each agent's present session is made."""
         self._kept: set[str] = set()
         self._leaving: set[str] = set()
+        self.settled: Callable[[Agent], Awaitable[None]] = _at_once
+        """Returns when nothing more is to be asked of the realm of an agent that has ended."""
         self.ending = False
         """Whether it stops or leaves all agents: whatever is begun now would be nobody's."""
         self._change = asyncio.Event()
@@ -229,6 +231,7 @@ class Supervisor:
         for life in self._lives.values():
             life.stop()
         await self.until(lambda: all(life.state in AT_REST for life in self._lives.values()))
+        await asyncio.gather(*(self.settled(life.agent) for life in self._lives.values()))
         await asyncio.gather(*(self._realms.close_session(life.agent) for life in self._lives.values()))
         await self._realms.close_all()
         for name in self._lives:
@@ -378,6 +381,7 @@ class Supervisor:
         await self.until(lambda: life.state in AT_REST)
         if self._finding is not None:
             await asyncio.shield(self._finding)
+        await self.settled(life.agent)
         await self._realms.close_session(life.agent)
         for kept in (self._lives, self._runners, self._declared, self._fingerprints):
             kept.pop(name)
@@ -432,6 +436,9 @@ class Supervisor:
         while not condition():
             self._change.clear()
             await self._change.wait()
+
+
+async def _at_once(_agent: Agent) -> None: ...
 
 
 def _runs(life: Lifecycle) -> bool:

@@ -58,6 +58,7 @@ class Lab:
     def __init__(self, directory: Path) -> None:
         self.claude = os.environ["FORGE_TEST_CLAUDE"]
         self.home = directory / "home"
+        self.lasting = directory / "lasting"
         self.user = f"forge-{secrets.token_hex(4)}"
         self._directory = directory
         self._requests = directory / "requests"
@@ -96,7 +97,7 @@ class Lab:
             [*self._supervisor(), "--log-format", "json", "--config", str(self._config)],
             stderr=subprocess.PIPE,
             text=True,
-            env={"PATH": PATH, "LEAK": "a variable of the supervisor's"},
+            env={"PATH": PATH, "LEAK": "a variable of the supervisor's", "STATE_DIRECTORY": str(self.lasting)},
         )
         self._listener = threading.Thread(target=self._listen, args=[self._daemon.stderr])
         self._listener.start()
@@ -116,6 +117,11 @@ class Lab:
             [*self._supervisor(), "--config", str(self._config), *arguments],
             env={"PATH": PATH}, check=False, capture_output=True, text=True, timeout=PATIENCE_SEC, input=stdin,
         )  # fmt: skip
+
+    def forgectl(self, *arguments: str) -> str:
+        """Run forgectl as root, on the supervisor that runs."""
+        argv = [*self._enter(), str(Path(sys.executable).with_name("forgectl")), *arguments]
+        return subprocess.run(argv, env={"PATH": PATH}, check=True, capture_output=True, text=True).stdout
 
     def give(self, path: Path, text: str, *, mode: str = "600") -> Path:
         """Put a file into the user's home, as the user would."""
@@ -221,6 +227,10 @@ class Lab:
     def requests(self) -> list[Json]:
         return [json_of(path) for path in sorted(self._requests.glob("*.json"))]
 
+    def handed_out(self) -> list[Json]:
+        """Return what each answer has used that was given to its end, as the stand-in for the API has it."""
+        return [json_of(path) for path in sorted(self._requests.glob("*.usage"))]
+
     def as_user(self, *argv: str, stdin: str | None = None) -> str:
         """Run a program as the user, in the network of the stand-in, with next to no environment."""
         assert self._api is not None
@@ -247,9 +257,11 @@ class Lab:
         }
 
     def _supervisor(self) -> list[str]:
+        return [*self._enter(), str(Path(sys.executable).with_name("forge-supervisor"))]
+
+    def _enter(self) -> list[str]:
         assert self._api is not None
-        enter = ["nsenter", "--target", str(self._api.pid), "--net", "--mount", "--"]
-        return [*enter, str(Path(sys.executable).with_name("forge-supervisor"))]
+        return ["nsenter", "--target", str(self._api.pid), "--net", "--mount", "--"]
 
     def _listen(self, log: IO[str]) -> None:
         with log:

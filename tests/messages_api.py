@@ -4,7 +4,9 @@ It listens on a free port of the loopback, writes the port to PORTFILE when it i
 ready, keeps the body of every message request as LOGDIR/<number>.json, and
 answers each with the last line of what the user said, after 'ECHO '. A line
 `TOOL {"name": …, "input": {…}}` is answered by that use of a tool, and what
-comes of it by 'DONE'.
+comes of it by 'DONE'. What begins with TWICE is answered in two blocks. Each
+answer uses other numbers of tokens, which LOGDIR/<number>.usage has, written
+when the answer has been given.
 """
 
 from __future__ import annotations
@@ -43,22 +45,22 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, {"input_tokens": 1})
         elif path == "/v1/messages":
             request = json.loads(raw)
-            self._keep(request)
-            self._reply(request)
+            number = next(self.numbers)
+            self._keep(number, request)
+            self._reply(request, usage_of(number))
+            keep(self.log_directory / f"{number:04}.usage", {"model": request["model"], **usage_of(number)})
         else:
             self.do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
 
-    def _keep(self, request: Json) -> None:
-        path = self.log_directory / f"{next(self.numbers):04}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(request))
-        partial.rename(path)
+    def _keep(self, number: int, request: Json) -> None:
+        keep(self.log_directory / f"{number:04}.json", request)
 
-    def _reply(self, request: Json) -> None:
+    def _reply(self, request: Json, usage: Json) -> None:
         block = answer_to(request)
+        blocks = [{"type": "text", "text": "FIRST"}, block] if last_words(request).startswith("TWICE") else [block]
         end = "tool_use" if block["type"] == "tool_use" else "end_turn"
         message: Json = {
             "id": f"msg_{secrets.token_hex(8)}",  # claude takes two of one id for one
@@ -68,16 +70,17 @@ class Handler(BaseHTTPRequestHandler):
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": {"input_tokens": 1, "output_tokens": 1},
+            # More of the answer is yet to come.
+            "usage": usage | {"output_tokens": 1},
         }
         if not request.get("stream"):
-            self._answer(200, message | {"content": [block], "stop_reason": end})
+            self._answer(200, message | {"content": blocks, "stop_reason": end, "usage": usage})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        for event in events(message, block, end):
+        for event in events(message, blocks, end, usage["output_tokens"]):
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
         self.close_connection = True
 
@@ -90,20 +93,39 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
 
-def events(message: Json, block: Json, end: str) -> Iterator[Json]:
+def events(message: Json, blocks: list[Json], end: str, output_tokens: int) -> Iterator[Json]:
     yield {"type": "message_start", "message": message}
-    if block["type"] == "text":
-        start: Json = {"type": "text", "text": ""}
-        delta: Json = {"type": "text_delta", "text": block["text"]}
-    else:
-        start = block | {"input": {}}
-        delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
-    yield {"type": "content_block_start", "index": 0, "content_block": start}
-    yield {"type": "content_block_delta", "index": 0, "delta": delta}
-    yield {"type": "content_block_stop", "index": 0}
+    for index, block in enumerate(blocks):
+        if block["type"] == "text":
+            start: Json = {"type": "text", "text": ""}
+            delta: Json = {"type": "text_delta", "text": block["text"]}
+        else:
+            start = block | {"input": {}}
+            delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+        yield {"type": "content_block_start", "index": index, "content_block": start}
+        yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
     delta = {"stop_reason": end, "stop_sequence": None}
-    yield {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 1}}
+    yield {"type": "message_delta", "delta": delta, "usage": {"output_tokens": output_tokens}}
     yield {"type": "message_stop"}
+
+
+def usage_of(number: int) -> Json:
+    """Return what the answer to that request uses: numbers of which no two sums are the same."""
+    lasting = {"ephemeral_5m_input_tokens": number % 11, "ephemeral_1h_input_tokens": number % 5}
+    return {
+        "input_tokens": 3 + number % 7,
+        "output_tokens": 100 + number,
+        "cache_read_input_tokens": 10 * number,
+        "cache_creation_input_tokens": sum(lasting.values()),
+        "cache_creation": lasting,
+    }
+
+
+def keep(path: Path, content: Json) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
 
 
 def answer_to(request: Json) -> Json:

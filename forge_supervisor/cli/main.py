@@ -128,6 +128,12 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.run(Path(options.config) if options.config else None, as_json=options.json)
 
 
+def _usage(options: argparse.Namespace) -> int:
+    from forge_supervisor.cli import usage  # noqa: PLC0415 - see above
+
+    return usage.show(options)
+
+
 def _completion(options: argparse.Namespace) -> int:
     from forge_supervisor.cli import completion  # noqa: PLC0415 - see above
 
@@ -152,6 +158,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "enable": _enabled,
     "disable": _enabled,
     "watch": _watch,
+    "usage": _usage,
     "doctor": _doctor,
     "completion": _completion,
 }

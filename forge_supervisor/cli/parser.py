@@ -103,6 +103,13 @@ def _dry_run(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="only tell what that would change")
 
 
+def _usage(verb: argparse.ArgumentParser) -> None:
+    choices = ("day", "model", "agent", "session")
+    verb.add_argument("--by", choices=choices, default="agent", help="what to sum up by (default: agent)")
+    text = '"today", "7 days ago", "2026-11-25", "2026-11-25 08:00" (default: since it was first counted)'
+    verb.add_argument("--since", metavar="TIME", help=text)
+
+
 VERBS: dict[str, tuple[str, *tuple[Callable[[argparse.ArgumentParser], None], ...]]] = {
     "status": (
         "tell how agents are: all in a table, those that are named in detail",
@@ -129,6 +136,7 @@ VERBS: dict[str, tuple[str, *tuple[Callable[[argparse.ArgumentParser], None], ..
         "open a shell in an agent's directory, with its environment, as its user",
         *(_agent, _command, _config),
     ),
+    "usage": ("tell what agents have used, in tokens and US dollars", _usage, _json),
     "doctor": ("look for what keeps agents from working, and tell what mends it", _config, _json),
     "completion": ("print a script that has a shell complete forgectl's arguments", _shell),
 }

@@ -11,7 +11,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+
+from typing import Any, cast, get_args
 
 from asyncvarlink import VarlinkInterface, varlinkmethod
 
@@ -36,12 +37,15 @@ from forge_supervisor.control.interface import (
     Pong,
     Screen,
     TooSlow,
+    UsageRow,
+    Usages,
 )
 from forge_supervisor.control.peer import Peer
 from forge_supervisor.control.rights import Rights
 from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import State
+from forge_supervisor.spend.store import By, StoreError
 from forge_supervisor.supervisor import Supervisor
 from forge_supervisor.units import Placement
 from forge_supervisor.worker.client import WorkerError
@@ -66,6 +70,9 @@ class Office:
     """Given whether to look only, returns what changes. Raises ConfigError."""
     typing: dict[str, asyncio.Lock] = field(default_factory=dict)
     """For each agent that is typed to: a worker has not many threads, and two at once would mix."""
+
+    usage: Callable[[By, int, str | None], Awaitable[list[UsageRow]]] | None = None
+    """Given what to sum up by, since when, and for which user or all. Raises StoreError."""
 
     def agent_of(self, pid: int) -> str | None:
         """As `Placement.agent_of`."""
@@ -197,6 +204,23 @@ class Desk(VarlinkInterface, name=NAME):
             await realm.ask(Send(agent=name, server=realm.server_pid, pid=life.pid, text=text))
         except (WorkerError, LaunchError) as error:
             raise Failed(reason=str(error)) from error
+
+    @varlinkmethod
+    async def Usage(self, *, by: str, since_usec: int | None = None) -> Usages:
+        """Sum up what agents that the caller may see have used: by "day", "model", "agent" or "session"."""
+        self._visible()  # or refuses
+        rights = self._rights()
+        if by not in get_args(By):
+            raise Failed(reason=f'by "{by}" nothing is summed up (one of: {", ".join(get_args(By))})')
+        if self._office.usage is None:
+            raise Failed(reason="nothing is counted yet")
+        try:
+            # What is later or earlier than SQLite can count is later or earlier than anything.
+            since = max(0, min(since_usec or 0, 2**62))
+            rows = await self._office.usage(cast("By", by), since, None if rights.everything else rights.user)
+        except StoreError as error:
+            raise Failed(reason=str(error)) from error
+        return {"rows": rows}
 
     @varlinkmethod(delay_generator=False)
     async def Monitor(self) -> AsyncIterator[Happened]:

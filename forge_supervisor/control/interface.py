@@ -52,6 +52,32 @@ class Event:
     fields: dict[str, str]
 
 
+@dataclass
+class UsageRow:
+    """What was used in one day, or by one model, agent or session; what it was not asked by is null.
+
+    Tokens of `unpriced_models` are counted, but not in `cost_usd`; that is null if it would be nothing but those.
+    """
+
+    day: str | None
+    model: str | None
+    agent: str | None
+    run_as: str | None
+    session: str | None
+    messages: int
+    input: int
+    output: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+    cost_usd: float | None
+    unpriced_models: list[str]
+
+
+class Usages(TypedDict):
+    rows: list[UsageRow]
+
+
 class Agents(TypedDict):
     agents: list[Agent]
 

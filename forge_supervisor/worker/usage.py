@@ -111,7 +111,7 @@ class Reading:
 
     def _is_whole(self, line: bytes) -> bool:
         # Of one that counts nothing may be missing but its end, if whoever wrote it was killed.
-        return line.endswith(b"\n") or line.endswith(b"}") and self.program.usage_in(line) is not None
+        return line.endswith(b"\n") or (line.endswith(b"}") and self.program.usage_in(line) is not None)
 
     def _take(self, line: bytes) -> None:
         used = self.program.usage_in(line)
