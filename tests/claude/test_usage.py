@@ -53,6 +53,14 @@ def kept(lab: Lab) -> dict[str, Tokens]:
     return {one.model: one.tokens for one in sums}
 
 
+def written(lab: Lab) -> set[str]:
+    """Return the messages of which something stands in a transcript, read as anybody would."""
+    files = (lab.home / ".claude/projects").rglob("*.jsonl")
+    lines = (line for file in files for line in file.read_text().splitlines(keepends=True))
+    entries = (json.loads(line) for line in lines if '"type":"assistant"' in line and line.endswith("\n"))
+    return {entry["message"]["id"] for entry in entries if entry["type"] == "assistant"}
+
+
 def take_turn(lab: Lab, turn: int) -> None:
     lab.idle("scout")
     if turn in SUB_AGENTS_IN:
@@ -65,11 +73,13 @@ def take_turn(lab: Lab, turn: int) -> None:
 
 def test_tokens_that_are_counted_are_those_that_were_handed_out(lab: Lab) -> None:
     lab.start({"scout": {"model": "opus", "restart": {"limit_burst": 0}}})
+    lab.prompt("scout")
     killed = 0
     for turn in range(TURNS):
         take_turn(lab, turn)
         if turn in KILLED_AFTER:
-            lab.idle("scout")
+            # Claude writes down what it was told a moment later; killed before, it has told nobody.
+            wait_for(lambda: len(written(lab)) == len(lab.handed_out()), "claude writes no transcript")
             killed += 1
             os.kill(lab.event("agent_started", "scout", killed)["pid"], signal.SIGKILL)
             lab.event("agent_started", "scout", killed + 1)
@@ -79,7 +89,6 @@ def test_tokens_that_are_counted_are_those_that_were_handed_out(lab: Lab) -> Non
     lab.idle("scout")
     lab.say("scout", "One more.")
     lab.see("scout", "ECHO One more.")
-    lab.idle("scout")
     assert lab.stop() == 0
     # This agent ended with the supervisor.
     assert kept(lab) == handed_out(lab)
