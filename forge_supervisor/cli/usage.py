@@ -46,9 +46,9 @@ def moment(written: str, now: datetime) -> datetime:
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     if text in {"today", "yesterday"}:
         return (midnight - timedelta(days=text == "yesterday")).astimezone()
-    if ago := _AGO.fullmatch(text):
-        return now - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2][0]])
     try:
+        if ago := _AGO.fullmatch(text):
+            return now - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2][0]])
         found = datetime.fromisoformat(written.strip())
         return found if found.tzinfo is not None else found.astimezone()
     except (ValueError, OverflowError):
@@ -63,7 +63,7 @@ def table(rows: Sequence[Row], by: str) -> list[str]:
         return ["nothing was used"]
     counts = {head: key for head, key in _COUNTS.items() if any(row[key] for row in rows)}
     everything = [*rows, _sum(rows)] if len(rows) > 1 else rows
-    names = [*(_name(row, by) for row in rows), "TOTAL"][: len(everything)]
+    names = [*_names(rows, by), "TOTAL"][: len(everything)]
     cells = [
         [name, *(f"{row[key]:,}" for key in counts.values()), cost(row)]
         for name, row in zip(names, everything, strict=True)
@@ -86,10 +86,13 @@ def cost(row: Row) -> str:
     return f"{written}+{_UNKNOWN}" if row["unpriced_models"] else written
 
 
-def _name(row: Row, by: str) -> str:
+def _names(rows: Sequence[Row], by: str) -> list[str]:
     if by == "session":
-        return f"{row['session']} ({row['agent']})"
-    return str(row[by])
+        return [f"{row['session']} ({row['agent']})" for row in rows]
+    names = [str(row[by]) for row in rows]
+    if by == "agent" and len({*names}) < len(names):
+        return [f"{row['agent']} ({row['run_as']})" for row in rows]
+    return names
 
 
 def _sum(rows: Sequence[Row]) -> Row:

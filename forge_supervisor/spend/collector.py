@@ -162,9 +162,13 @@ class Collector:
     async def _read(self, agent: Agent, who: Who) -> None:
         if not self._begun:
             await self._begin_totals()
-        marks = await self._blocking(lambda: self._store.marks(who))
         realm = self._realm_of(agent.run_as)
+        begun, marks = -1, {}
         for _ in range(MOST_ANSWERS):
+            if begun != self._store.begun:
+                # Another file knows nothing of what this one had.
+                marks = await self._blocking(partial(self._store.marks, who))
+                begun = self._store.begun
             if not self._may_add(who):
                 return
             read = await realm.ask(ReadUsage.of(agent, marks))
@@ -173,7 +177,7 @@ class Collector:
                 changes = await self._blocking(add)
                 marks = {path: mark for path, mark in {**marks, **read.marks}.items() if path not in read.gone}
                 await self._count(who, changes)
-            if not read.more:
+            if not read.more and begun == self._store.begun:
                 return
 
     async def _count(self, who: Who, changes: list[Change]) -> None:

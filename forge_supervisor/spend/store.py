@@ -112,7 +112,10 @@ class UsageStore:
     def add(
         self, who: Who, records: Iterable[UsageRecord], marks: Mapping[str, Mark], gone: Iterable[str] = ()
     ) -> list[Change]:
-        """Take note of all of it or of nothing; what is known already changes nothing."""
+        """Take note of all of it or of nothing; what is known already changes nothing.
+
+        If the file turns out to be of no use it is nothing: what stood before these marks is to be read again.
+        """
 
         def work(connection: sqlite3.Connection) -> list[Change]:
             with connection:
@@ -121,7 +124,7 @@ class UsageStore:
                 _note(connection, who, marks, gone)
             return changes
 
-        return self._do(work)
+        return self._do(work, lambda _: [])
 
     def sums(self, by: By, prices: Prices, *, since_usec: int = 0, run_as: str | None = None) -> list[Sum]:
         """Sum up by day of the host's time zone, by model, agent or session: a row for each, model and price."""
@@ -153,7 +156,10 @@ class UsageStore:
                 self._connection.close()
             self._connection = None
 
-    def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _do(
+        self, work: Callable[[sqlite3.Connection], T], anew: Callable[[sqlite3.Connection], T] | None = None
+    ) -> T:
+        """Do the work; or that which is to be done `anew` in its place, where another file had to be begun."""
         try:
             try:
                 return work(self._opened())
@@ -161,7 +167,7 @@ class UsageStore:
                 if not self._is_broken(error):
                     raise
                 self._set_aside(error)
-                return work(self._opened())
+                return (anew or work)(self._opened())
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self._path} cannot be used: {error}") from error
 
@@ -215,6 +221,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
                 connection.execute(statement)
         elif version != VERSION:
             raise _broken(f"its version is {version}, and {VERSION} is this supervisor's")
+        connection.execute("SELECT 1 FROM message, mark LIMIT 0")
 
 
 def _broken(text: str) -> sqlite3.DatabaseError:

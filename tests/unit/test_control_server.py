@@ -18,10 +18,11 @@ from forge_supervisor import events, journal, version
 from forge_supervisor.cli import client
 from forge_supervisor.config import ConfigError, Problem
 from forge_supervisor.control import LONGEST_TEXT, NAME, desk
-from forge_supervisor.control.interface import Agent
+from forge_supervisor.control.interface import Agent, UsageRow
 from forge_supervisor.control.rights import Rights
 from forge_supervisor.control.server import Server
 from forge_supervisor.policy import Exit
+from forge_supervisor.spend.store import StoreError
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Capture, Captured, Done, Send
 
@@ -615,9 +616,9 @@ def test_the_interface_describes_itself(play: Play) -> None:
         described = await lab.ask("org.varlink.service.GetInterfaceDescription", interface=NAME)
         text = described["parameters"]["description"]
         check_idl(text)
-        methods = {"Ping", "List", "Show", "Start", "Stop", "Restart", "ResetFailed", "Reload"}
+        methods = {"Ping", "List", "Show", "Start", "Stop", "Restart", "ResetFailed", "Reload", "Usage"}
         assert set(re.findall(r"^method (\w+)", text, re.MULTILINE)) == methods | {"Capture", "Send", "Monitor"}
-        assert set(re.findall(r"^type (\w+)", text, re.MULTILINE)) == {"Agent", "Event"}
+        assert set(re.findall(r"^type (\w+)", text, re.MULTILINE)) == {"Agent", "Event", "UsageRow"}
         assert set(re.findall(r"^error (\w+)", text, re.MULTILINE)) == {each.__name__ for each in desk.Desk.errors}
 
     play(config(a={}), scene)
@@ -745,3 +746,51 @@ def test_the_client_says_so_if_the_supervisor_hangs_up(play: Play, monkeypatch: 
             await thread
 
     play(config(slow=SLOW), scene)
+
+
+# What agents have used.
+
+
+def counted(lab: Lab) -> list[tuple[Any, ...]]:
+    """Have the supervisor count, and tell what it is asked for."""
+    asked: list[tuple[Any, ...]] = []
+
+    async def usage(by: str, since: int, run_as: str | None) -> list[UsageRow]:
+        asked.append((by, since, run_as))
+        if since == 13:
+            raise StoreError("the disk is gone")
+        return [UsageRow("2026-11-25", None, None, None, None, 1, 2, 3, 4, 5, 6, None, ["mystery"])]
+
+    object.__setattr__(lab.server._office, "usage", usage)
+    return asked
+
+
+def test_usage_is_told_to_everybody_who_sees_agents_and_to_each_user_of_its_own(play: Play) -> None:
+    async def scene(lab: Lab) -> None:
+        asked = counted(lab)
+        (row,) = (await lab.ask("Usage", by="day"))["parameters"]["rows"]
+        assert (row["day"], row["agent"], row["cost_usd"], row["unpriced_models"]) == (
+            "2026-11-25", None, None, ["mystery"],
+        )  # fmt: skip
+        lab.rights = TEAM
+        await lab.ask("Usage", by="session", since_usec=5)
+        await lab.ask("Usage", by="agent", since_usec=-(10**30))
+        await lab.ask("Usage", by="agent", since_usec=10**30)
+        assert asked == [("day", 0, None), ("session", 5, "team"), ("agent", 0, "team"), ("agent", 2**62, "team")]
+        lab.rights = STRANGER
+        assert error(await lab.ask("Usage", by="day")) == ("NotPermitted", {"reason": "strangers may not"})
+        assert len(asked) == 4
+
+    play(config(a={}), scene)
+
+
+def test_usage_that_cannot_be_told_is_refused_with_the_reason(play: Play) -> None:
+    async def scene(lab: Lab) -> None:
+        assert error(await lab.ask("Usage", by="day"))[0] == "Failed"
+        asked = counted(lab)
+        name, parameters = error(await lab.ask("Usage", by="day; DROP TABLE"))
+        assert (name, asked) == ("Failed", [])
+        assert "one of: day, model, agent, session" in parameters["reason"]
+        assert error(await lab.ask("Usage", by="day", since_usec=13)) == ("Failed", {"reason": "the disk is gone"})
+
+    play(config(a={}), scene)

@@ -25,6 +25,8 @@ from forge_supervisor.counts import Counts
 from forge_supervisor.memory import State
 from forge_supervisor.metrics_server import LONGEST_HEAD, MOST_CLIENTS, NAME, MetricsServer
 from forge_supervisor.policy import Result
+from forge_supervisor.spend.prices import Tokens
+from forge_supervisor.spend.totals import Total
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -83,6 +85,8 @@ def failed(*, limit: bool) -> events.AgentFailed:
     )
 
 
+USED = {("scout", "team"): Total(Tokens(1, 2, 3, 4, 5), 0.25, 7)}
+
 HISTORY = [
     events.AgentStarted(**RUN, n_restarts=0),
     exited("exit-code"),
@@ -106,7 +110,7 @@ def families(*agents: Agent, history: list[Any] | None = None) -> dict[str, Metr
     counts = Counts()
     for event in HISTORY if history is None else history:
         counts.heard("scout", event)
-    text = metrics.exposed(agents, counts).decode()
+    text = metrics.exposed(agents, counts, USED.get).decode()
     return {family.name: family for family in parsed(text)}
 
 
@@ -143,6 +147,9 @@ def test_names_types_units_and_labels_are_an_interface() -> None:
         "forge_agent_restarts": ("counter", "", who),
         "forge_agent_start_limit_hits": ("counter", "", who),
         "forge_agent_exits": ("counter", "", ("agent", "result", "user")),
+        "forge_agent_tokens": ("counter", "", ("agent", "kind", "user")),
+        "forge_agent_cost_usd": ("counter", "", who),
+        "forge_agent_unpriced_tokens": ("counter", "", who),
     }
 
 
@@ -474,3 +481,14 @@ def test_states_and_results_in_rules_and_dashboard_are_ours() -> None:
         for label, known in (("state", State), ("result", Result)):
             for value in re.findall(rf'\b{label}!?=~?"([^"$]*)"', expression):
                 assert set(value.split("|")) <= set(known), expression
+
+
+def test_what_was_used_is_told_of_agents_of_which_something_is_known() -> None:
+    found = families(SCOUT, IDLE)
+    tokens = {sample.labels["kind"]: sample.value for sample in found["forge_agent_tokens"].samples}
+    assert tokens == {"input": 1, "output": 2, "cache_read": 3, "cache_write_5m": 4, "cache_write_1h": 5}
+    for name, value in (("cost_usd", 0.25), ("unpriced_tokens", 7)):
+        (sample,) = found[f"forge_agent_{name}"].samples
+        assert (sample.name, sample.labels, sample.value) == (
+            f"forge_agent_{name}_total", {"agent": "scout", "user": "team"}, value,
+        )  # fmt: skip

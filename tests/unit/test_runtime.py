@@ -29,6 +29,19 @@ def test_the_runtime_directory_is_where_the_unit_would_put_it(monkeypatch: pytes
     assert str(runtime.runtime_directory()) == "/tmp/forge-supervisor-1000"
 
 
+def test_what_outlives_a_boot_is_where_the_unit_says_or_where_it_would_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/there")
+    assert str(runtime.lasting_directory()) == "/var/lib/there"
+    monkeypatch.delenv("STATE_DIRECTORY")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert str(runtime.lasting_directory()) == "/var/lib/forge-supervisor"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/ann")
+    for own, meant in {"/state": "/state", "": "/home/ann/.local/state", "relative": "/home/ann/.local/state"}.items():
+        monkeypatch.setenv("XDG_STATE_HOME", own)
+        assert str(runtime.lasting_directory()) == f"{meant}/forge-supervisor"
+
+
 def test_a_second_supervisor_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     told = f"another forge-supervisor is running .pid {os.getpid()} holds"
     with runtime.only_one(tmp_path / "run") as directory:
