@@ -88,6 +88,11 @@ class Prices:
         # There are few models, and many messages.
         self._of = functools.lru_cache(maxsize=1000)(self._matching)
 
+    @property
+    def thresholds(self) -> list[int]:
+        """Tell at which lengths of a prompt any price changes."""
+        return sorted({price.above_prompt_tokens for price in self._prices} - {0})
+
     def tier(self, model: str, prompt: int) -> int:
         """Tell which price a message of that model has whose prompt has so many tokens; UNKNOWN if none is known."""
         return next((tier for above, tier in self._of(model) if prompt > above or not above), UNKNOWN)

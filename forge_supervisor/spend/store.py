@@ -130,19 +130,22 @@ class UsageStore:
         """Sum up by day of the host's time zone, by model, agent or session: a row for each, model and price."""
         sums = ", ".join(f"SUM({kind})" for kind in KINDS)
         prompt = " + ".join(kind for kind in KINDS if kind != "output")
+        # Messages that exceed as many of them have one price; a call of ours for each would take far longer.
+        step = " + ".join(["0", *(f"({prompt} > {above})" for above in prices.thresholds)])
         sql = (
-            f"SELECT {_KEYS[by]}, model, tier(model, {prompt}) AS tier, COUNT(*), {sums} FROM message "  # noqa: S608
+            f"SELECT {_KEYS[by]}, model, {step} AS step, MAX({prompt}), COUNT(*), {sums} FROM message "  # noqa: S608
             f"WHERE time_usec >= ? {'' if run_as is None else 'AND run_as = ?'} "
             f"GROUP BY day, {'agent, run_as, ' if by in {'agent', 'session'} else ''}"
-            f"{'session, ' if by == 'session' else ''}model, tier ORDER BY MIN(time_usec) LIMIT {MOST_ROWS + 1}"
+            f"{'session, ' if by == 'session' else ''}model, step ORDER BY MIN(time_usec) LIMIT {MOST_ROWS + 1}"
         )
         parameters = (since_usec,) if run_as is None else (since_usec, run_as)
 
         def work(connection: sqlite3.Connection) -> list[Sum]:
-            connection.create_function("tier", 2, prices.tier, deterministic=True)
             return [
-                Sum(day, agent, user, session, model, tier, messages, Tokens(*counts))
-                for day, agent, user, session, model, tier, messages, *counts in connection.execute(sql, parameters)
+                Sum(day, agent, user, session, model, prices.tier(model, longest), messages, Tokens(*counts))
+                for day, agent, user, session, model, _, longest, messages, *counts in connection.execute(
+                    sql, parameters
+                )
             ]
 
         found = self._do(work)
