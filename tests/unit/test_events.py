@@ -209,6 +209,12 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         "error",
         "hooks are too slow: more than 100 wait to be run, and the oldest are dropped",
     ),
+    (
+        events.UsageProblem(problem="what scout uses is not counted for now: no"),
+        "usage_problem",
+        "warning",
+        "what scout uses is not counted for now: no",
+    ),
 ]
 
 
@@ -248,6 +254,7 @@ def test_fields_are_an_interface() -> None:
         "worker_lost": {"run_as", "reason"},
         "hook_failed": agent | {"hook", "hook_user", "hook_event", "problem"},
         "hooks_dropped": {"most"},
+        "usage_problem": {"problem"},
     }
 
 
