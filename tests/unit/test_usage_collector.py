@@ -108,6 +108,7 @@ def test_an_agent_is_read_after_its_end_and_then_wakes_nobody_up(tmp_path: Path)
         assert await made.counted() == 2
         made.collector._is_due("scout")
         assert made.collector._due == {}
+        await made.collector.settle(SCOUT)
         assert made.asked.qsize() == 1
 
     play(tmp_path, scene)
@@ -243,6 +244,25 @@ def test_a_store_that_breaks_is_told_of_and_filled_again_from_the_beginning(tmp_
 
     (told,) = play(tmp_path, scene).events
     assert "usage.db.broken" in told.sentence()
+
+
+def test_one_that_breaks_while_a_worker_reads_is_filled_again_at_once(tmp_path: Path) -> None:
+    async def scene(made: Scene) -> None:
+        made.answers = [used("a", "b")]
+        made.ends()
+        assert await made.counted() == 2
+        made.may_answer.clear()
+        made.answers = [used("c"), used("a", "b", "c")]
+        made.ends()
+        for _ in range(2):
+            await made.asked.get()
+        await made.collector._blocking(made.collector._store.close)
+        (tmp_path / "usage.db").write_bytes(b"rubbish" * 10_000)
+        made.may_answer.set()
+        assert await made.counted() == 3
+        assert (await made.asked.get()).marks == {}
+
+    assert len(play(tmp_path, scene).events) == 1
 
 
 def test_totals_are_those_of_the_store_however_they_came_about(tmp_path: Path) -> None:
