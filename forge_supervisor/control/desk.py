@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-
 from typing import Any, cast, get_args
 
 from asyncvarlink import VarlinkInterface, varlinkmethod
