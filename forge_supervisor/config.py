@@ -118,6 +118,8 @@ class AgentTable(Model):
     """What it remembers of its earlier sessions."""
     resources: Resources = Field(default_factory=Resources)
     """How much of the machine it may use, together with all that it starts."""
+    ready_timeout_sec: Timeout = 60.0
+    """How long a start may take to the prompt until the agent counts as blocked, or "infinity"."""
     stop_timeout_sec: Timeout = 30.0
     """How long a stop waits after SIGTERM before it sends SIGKILL (TimeoutStopSec=), or "infinity"."""
     command: Argv | None = None

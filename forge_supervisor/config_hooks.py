@@ -16,7 +16,7 @@ from forge_supervisor.trust import others_way
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-HookEvent = Literal["failed", "start-limit", "recovered"]
+HookEvent = Literal["failed", "start-limit", "blocked", "recovered"]
 """What hooks can wait for; forge_supervisor.hooks tells which events of the supervisor these are."""
 
 LONGEST_SEC = 3600
@@ -77,7 +77,7 @@ class OnEvent(Model):
         tuple[HookEvent, ...], Field(strict=False, json_schema_extra={"minItems": 1}), AfterValidator(_events)
     ]
     """What it is run for: "failed" (an agent is down and stays so), "start-limit" (the same, having failed too often),
-    "recovered" (an agent of which either was told runs again)."""
+    "blocked" (an agent runs and cannot do its work), "recovered" (an agent of which either was told does again)."""
     command: Annotated[
         Argv,
         AfterValidator(_command),

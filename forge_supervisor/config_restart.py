@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from forge_supervisor.config_files import Problem, Table
-from forge_supervisor.config_values import Duration, ExitStatuses, Interval, Limit, Model, Statuses
+from forge_supervisor.config_values import Duration, ExitStatuses, Interval, Limit, Model, Statuses, Words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,9 @@ class Resume(Model):
 
     policy: ResumePolicy = "always"
     """When a start goes on with the last session: always, after one that did not end cleanly, or never."""
+    prompt: Words | None = None
+    """What the agent is told once it is at its prompt again, with its last session, and when a limit is over or a login
+    is back (unset: nothing)."""
 
 
 def restart_problems(restart: Restart, own: Table) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from forge_supervisor import config, events, journal, units
 from forge_supervisor.doors import Doors
 from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import Handshake
+from forge_supervisor.observer import Observer
 from forge_supervisor.runtime import lasting_directory, runtime_directory, state_directory
 from forge_supervisor.saved import Store
 from forge_supervisor.spend import prices
@@ -84,16 +85,20 @@ class Daemon:
             conceal=journal.conceal,
             changed=self._changed,
         )
+        observer = Observer(supervisor, self._feed.emit)
+        supervisor.activity_of = observer.saved
         self._collector = collector = Collector(
             lasting_directory() / NAME,
             self._prices(),
             life_of=supervisor.lives.get,
             realm_of=supervisor.realm_of,
             emit=self._feed.emit,
+            is_working=observer.is_working,
         )
         supervisor.settled = collector.settle
+        observer.turn_ended = collector.turn_ended
         reload = partial(self._reload_by_control, supervisor)
-        doors = Doors(self._runtime, supervisor, placement, self._feed, reload, collector)
+        doors = Doors(self._runtime, supervisor, placement, self._feed, reload, collector, observer)
         await doors.open()
         watchdog = asyncio.create_task(self._feed_watchdog())
         serving = asyncio.create_task(self._serve(supervisor, placement, doors))
@@ -106,6 +111,7 @@ class Daemon:
         serving.cancel()
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
+        await observer.close()
         if leave:
             # It has work under way in the realms; the next one reads on where this one ends.
             await collector.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from forge_supervisor import harness, secrets
+from forge_supervisor import harness, mailbox, secrets
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.worker.messages import Finding, Prepare, Prepared
 
@@ -126,6 +126,7 @@ async def prepare(
         declared.agent,
         declared.settings,
         declared.granted,
+        report_socket=str(mailbox.path_of(realm.user.uid)),
         secrets=read,
         secret_files=left,
         dry_run=dry_run,

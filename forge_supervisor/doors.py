@@ -14,6 +14,7 @@ from forge_supervisor.control.rights import GROUP, Rights, rights_of
 from forge_supervisor.control.server import Server
 from forge_supervisor.control.usage import summed_up
 from forge_supervisor.counts import Counts
+from forge_supervisor.delivery import Delivery
 from forge_supervisor.hooks import Hooks
 from forge_supervisor.memory import State
 from forge_supervisor.metrics_server import MetricsServer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor.control.peer import Peer
     from forge_supervisor.feed import Feed
+    from forge_supervisor.observer import Observer
     from forge_supervisor.saved import Saved
     from forge_supervisor.spend.collector import Collector
     from forge_supervisor.supervisor import Supervisor
@@ -41,12 +43,23 @@ class Doors:
         feed: Feed,
         reload: Callable[[bool], Awaitable[list[str]]],
         collector: Collector,
+        observer: Observer,
     ) -> None:
         self._supervisor = supervisor
         self._feed = feed
         self._collector = collector
+        self._observer = observer
+        self._delivery = Delivery(supervisor, observer)
+        observer.goes_on = self._delivery.go_on
         self._office = Office(
-            supervisor, placement, feed, self._rights, reload, usage=partial(summed_up, collector)
+            supervisor,
+            placement,
+            feed,
+            self._rights,
+            observer,
+            self._delivery,
+            reload,
+            usage=partial(summed_up, collector),
         )
         self._counts = Counts()
         self._hooks = Hooks(placement, lambda: supervisor.config.hooks, feed.emit)
@@ -61,11 +74,13 @@ class Doors:
         self._open.push_async_callback(self._control.close)
         await self._metrics.start()
         self._open.push_async_callback(self._metrics.close)
-        for listener in (self._counts.heard, self._hooks.heard, self._collector.heard):
+        self._open.push_async_callback(self._delivery.close)
+        for listener in (self._counts.heard, self._hooks.heard, self._collector.heard, self._observer.heard):
             self._open.enter_context(self._feed.listening(listener))
 
     def serve(self, saved: Mapping[str, Saved]) -> None:
         """Answer them. `saved` is what an earlier supervisor has left: before nothing true could be told of that."""
+        self._observer.begin({name: left.activity for name, left in saved.items() if left.activity is not None})
         self._hooks.begin({name for name, left in saved.items() if left.life.state is State.FAILED})
         self._control.serve()
 

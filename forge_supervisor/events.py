@@ -55,6 +55,47 @@ class AgentStarted(AgentEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentReady(AgentEvent):
+    """It is at its prompt, so long after its start."""
+
+    name = "agent_ready"
+
+    ready_sec: float
+
+    def sentence(self) -> str:
+        return f"{self.agent} is at its prompt ({duration(self.ready_sec)})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentBlocked(AgentEvent):
+    """It runs, and cannot do its work: `activity` is ``logged-out``, ``limited``, ``blocked`` or ``unresponsive``."""
+
+    name = "agent_blocked"
+    _level = "warning"
+
+    activity: str
+    problem: str
+    fix: str
+
+    def sentence(self) -> str:
+        fix = f" ({self.fix})" if self.fix else ""
+        return f"{self.agent} is {self.activity}: {self.problem}{fix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRecovered(AgentEvent):
+    """It can do its work again; `activity` is what it was instead, for `blocked_sec`."""
+
+    name = "agent_recovered"
+
+    activity: str
+    blocked_sec: float
+
+    def sentence(self) -> str:
+        return f"{self.agent} is no longer {self.activity}, after {duration(self.blocked_sec)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStartFailed(AgentEvent):
     """Nothing ran. `key` is the configuration key to look at, or empty; `next` says what happens now."""
 

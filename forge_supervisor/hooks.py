@@ -89,6 +89,10 @@ class Hooks:
             case events.AgentFailed():
                 self._down.add(event.agent)
                 return "start-limit" if event.start_limit_hit or event.daily_limit_hit else "failed"
+            case events.AgentBlocked():
+                return "blocked"
+            case events.AgentRecovered():
+                return "recovered"
             case events.AgentStarted() if event.agent in self._down:
                 self._down.discard(event.agent)
                 return "recovered"

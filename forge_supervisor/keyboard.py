@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 READ_TIMEOUT = 5.0
 """Seconds that a program has to read what was typed."""
 _PAUSE = 0.02
+_MOST_LINES = 5
+"""Of a draft that somebody has left in the prompt: one key takes one line."""
 
 
 class Keyboard:
@@ -32,14 +34,21 @@ class Keyboard:
         self._client = client
         self._pane = pane
 
-    def submit(self, text: str) -> None:
-        """Type a text and Enter, and return when the pane's program has read both. Raises TerminalError."""
+    def submit(self, text: str, clearing_key: str = "") -> None:
+        """Type a text and Enter, and return when the pane's program has read both. Raises TerminalError.
+
+        `clearing_key` is typed before, as often as a draft may have lines.
+        """
         text = _typeable(text)
         if not text.strip():
             raise TerminalError("there is nothing to send")
         tty = self._client.cmd("display-message", "-p", "#{pane_tty}", target=self._pane).stdout[0]
         # Else it would pile up, in tmux too, and be one message in the end.
         _wait_until_read(tty, "nothing was typed: the program has not read what was typed before")
+        for _ in range(_MOST_LINES if clearing_key else 0):
+            # Several at once would be a paste.
+            self._paste(clearing_key)
+            _wait_until_read(tty, "nothing was typed: the program has not read the keys that clear its prompt")
         self._paste(text, "-p")
         _wait_until_read(tty, "it was typed, but the program has not read it")
         self._paste("\n")

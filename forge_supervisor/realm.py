@@ -63,6 +63,8 @@ class Realm:
         self._starting_worker = asyncio.Lock()
         self._user: User | None = None
         self._worker: Worker | None = None
+        self._mourned: Worker | None = None
+        """The last one of which it was told that it is lost."""
         self._server_process: Process | None = None
         self._server: Pidfd | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -121,7 +123,10 @@ class Realm:
         try:
             return await worker.ask(request)
         except WorkerLostError as error:
-            self._emit(events.WorkerLost(run_as=self._name, reason=str(error)))
+            # All that wait for it find out.
+            if worker is not self._mourned:
+                self._mourned = worker
+                self._emit(events.WorkerLost(run_as=self._name, reason=str(error)))
             raise
 
     async def close(self, *, leave: bool = False) -> None:

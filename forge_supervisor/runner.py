@@ -45,6 +45,11 @@ class SessionRunner:
         """Where the present session is."""
         return self._session.saved if self._session is not None else None
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the present session goes on with an earlier one."""
+        return self._session is not None and self._session.resumes
+
     def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
         self._session = self._make_session(agent, invocation, life.begins_anew)
         self._task = asyncio.create_task(_run(self._session, life))

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forge_supervisor.activity import Activity  # noqa: TC001 - pydantic looks it up
 from forge_supervisor.config_values import AGENT_NAME
 from forge_supervisor.memory import Memory  # noqa: TC001 - pydantic looks it up
 from forge_supervisor.pidfd import birth
@@ -34,6 +35,16 @@ class SavedSession(_Saved):
     server_born: int
 
 
+class SavedActivity(_Saved):
+    """What was known of a session that its harness's files do not tell: as `observer.Observation`."""
+
+    failed: Activity | None = None
+    told: Activity | None = None
+    told_at: float = 0.0
+    is_ready: bool = False
+    resumed: bool = False
+
+
 class Saved(_Saved):
     """All that is known of one agent."""
 
@@ -46,6 +57,7 @@ class Saved(_Saved):
     stop_timeout_sec: Annotated[float, Field(gt=0)]
     life: Memory
     session: SavedSession | None
+    activity: SavedActivity | None = None
 
 
 class Store:

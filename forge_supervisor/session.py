@@ -67,6 +67,8 @@ class Session:
         self._emit = emit
         self._noted = noted
         self._fresh = fresh
+        self.resumes = False
+        """Whether its harness goes on with an earlier session."""
         self.saved: SavedSession | None = None
         """Where it is, as soon as it is somewhere; `noted` is called then, before any harness runs."""
         self._process: Pidfd | None = None
@@ -115,6 +117,7 @@ class Session:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
         self._server = await self._realm.server()
         prepared, secrets = await self._prepare()
+        self.resumes = prepared.resumes
         if self._agent.resources != Resources() and not self._realm.placement.holds:
             self._warn("resources", "are not limited, which takes systemd")
         env = agent_environment(self._realm.user, self._agent, prepared.env, secrets, self._invocation)

@@ -8,16 +8,21 @@ from forge_supervisor.memory import State
 from forge_supervisor.policy import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
+    from forge_supervisor.activity import Doing
     from forge_supervisor.agent import Lifecycle
 
 _MOST_NAMED = 10
 """systemd ignores a notification of more than 4096 bytes."""
 
 
-def summed_up(lives: Iterable[Lifecycle], kept: Collection[str]) -> str:
-    """Make the line: ``3 running, 1 failed: scout (exit code 1)``; `kept` are as they were before a reload."""
+def summed_up(lives: Iterable[Lifecycle], kept: Collection[str], troubles: Mapping[str, Doing] | None = None) -> str:
+    """Make the line: ``3 running, 1 of them stuck: coder (limited), 1 failed: scout (exit code 1)``.
+
+    `kept` are as they were before a reload; `troubles` tell why agents that run do not work.
+    """
+    troubles = troubles or {}
     everybody = list(lives)
     parts = []
     for state in (State.RUNNING, State.STARTING, State.STOPPING, State.AUTO_RESTART, State.INACTIVE, State.FAILED):
@@ -27,10 +32,19 @@ def summed_up(lives: Iterable[Lifecycle], kept: Collection[str]) -> str:
         part = f"{len(alike)} {state}"
         if state in {State.FAILED, State.AUTO_RESTART}:
             part += f": {_whys(alike)}"
+        if state is State.RUNNING:
+            part += _stuck({name: troubles[name] for name in (life.agent.name for life in alike) if name in troubles})
         parts.append(part)
     status = ", ".join(parts) or "no agents"
     named = ", ".join(sorted(kept)[:_MOST_NAMED])
     return f"{status}; as before the reload: {named}" if named else status
+
+
+def _stuck(troubles: Mapping[str, Doing]) -> str:
+    if not troubles:
+        return ""
+    named = ", ".join(f"{name} ({doing})" for name, doing in [*troubles.items()][:_MOST_NAMED])
+    return f", {len(troubles)} of them stuck: {named}"
 
 
 def _whys(lives: list[Lifecycle]) -> str:

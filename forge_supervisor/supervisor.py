@@ -21,7 +21,7 @@ from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.plan import Plan, plan
 from forge_supervisor.realms import Realms
 from forge_supervisor.runner import SessionRunner
-from forge_supervisor.saved import Saved, boot_id
+from forge_supervisor.saved import Saved, SavedActivity, boot_id
 from forge_supervisor.session import Session
 from forge_supervisor.status import summed_up
 
@@ -73,6 +73,8 @@ class Supervisor:
         self._leaving: set[str] = set()
         self.settled: Callable[[Agent], Awaitable[None]] = _at_once
         """Returns when nothing more is to be asked of the realm of an agent that has ended."""
+        self.activity_of: Callable[[str], SavedActivity | None] = lambda _: None
+        """What another supervisor has to know of what an agent is doing."""
         self.ending = False
         """Whether it stops or leaves all agents: whatever is begun now would be nobody's."""
         self._change = asyncio.Event()
@@ -255,7 +257,9 @@ class Supervisor:
 
     def status(self) -> str:
         """Sum up in one line: ``3 running, 1 failed: scout (exit code 1)``."""
-        return summed_up(self._lives.values(), self._kept)
+        known = {name: self.activity_of(name) for name in self._lives}
+        troubles = {name: found.told.doing for name, found in known.items() if found is not None and found.told}
+        return summed_up(self._lives.values(), self._kept, troubles)
 
     async def _is_better_kept(self, declared: Declared, all_: dict[str, Declared]) -> bool:
         name = declared.agent.name
@@ -357,6 +361,7 @@ class Supervisor:
             stop_timeout_sec=life.agent.stop_timeout_sec,
             life=life.memory(),
             session=self._runners[name].saved,
+            activity=self.activity_of(name),
         )
 
     def _keep_socket_name(self, config: Config, name: str) -> Config:
@@ -406,6 +411,19 @@ class Supervisor:
             noted=partial(self._keeper.save, declared.agent.name),
             fresh=fresh,
         )
+
+    def resumes(self, name: str) -> bool:
+        """Whether the agent's session goes on with an earlier one."""
+        return name in self._runners and self._runners[name].resumes
+
+    def secrets_of(self, name: str) -> Collection[str]:
+        """Name the secret variables of an agent's environment."""
+        return self._declared[name].secrets().keys()
+
+    def note(self, name: str) -> None:
+        """Take note that an agent is doing something else: have it written down, and told."""
+        self._keeper.save(name)
+        self._on_change(name)
 
     def realm_of(self, user: str) -> Realm:
         return self._realms.of(user)

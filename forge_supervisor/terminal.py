@@ -314,16 +314,17 @@ class Terminal:
         answer = self._server.cmd("capture-pane", "-p", target=row.pane.id)
         return list(map(_printable, "\n".join(answer.stdout).rstrip().splitlines()))
 
-    def send_text(self, agent: str, pid: int, text: str) -> None:
+    def send_text(self, agent: str, pid: int, text: str, *, clearing_key: str = "") -> None:
         """Paste a text into the pane of the agent's process ``pid``, then Enter; return when the process has read it.
 
-        The text is the agent's as it is, but for control characters, which are left out.
+        ``clearing_key`` is typed before it, to have nothing else in the prompt. The text is the agent's as it is, but
+        for control characters, which are left out.
         """
         row = next((row for row in self._rows() if row.pane.agent == agent and row.pane.pid == pid), None)
         if row is None or not _lives(row):
             raise TerminalError(f"{agent} has no live terminal")
         with self._typing[row.pane.id]:
-            Keyboard(self._server, row.pane.id).submit(text)
+            Keyboard(self._server, row.pane.id).submit(text, clearing_key)
 
     def kill(self, agent: str) -> None:
         """Remove the agent's panes and session, if any; what runs there only gets a SIGHUP (see close_leftover)."""

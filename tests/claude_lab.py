@@ -9,6 +9,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import tomlkit
 from messages_api import new_results, texts_of
+
+from forge_supervisor.control import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +73,11 @@ class Lab:
         self._port = ""
         self._daemon: subprocess.Popen[str] | None = None
         self._listener: threading.Thread | None = None
+        self._monitor: threading.Thread | None = None
+        self._agents: list[Json] = []
+        """How agents were, one after another."""
+        self._seen: dict[str, int] = {}
+        """Up to where a test has followed an agent in that."""
 
     @property
     def uid(self) -> int:
@@ -90,7 +98,9 @@ class Lab:
         wait_for(port_file.exists, "the stand-in for the API does not start")
         self._port = port_file.read_text()
 
-    def start(self, agents: Mapping[str, Json], library: Mapping[str, Json] | None = None) -> None:
+    def start(
+        self, agents: Mapping[str, Json], library: Mapping[str, Json] | None = None, *, patience: float = PATIENCE_SEC
+    ) -> None:
         """Start the supervisor on these agents. Each gets an API key that claude has never seen, unless it has env."""
         self.configure(agents, library)
         self._daemon = subprocess.Popen(
@@ -101,6 +111,10 @@ class Lab:
         )
         self._listener = threading.Thread(target=self._listen, args=[self._daemon.stderr])
         self._listener.start()
+        connection = socket.socket(socket.AF_UNIX)
+        wait_for(lambda: connects(connection, self._control()), "the supervisor does not listen", patience)
+        self._monitor = threading.Thread(target=self._watch, args=[connection])
+        self._monitor.start()
 
     def configure(self, agents: Mapping[str, Json], library: Mapping[str, Json] | None = None) -> None:
         """Write the configuration, which `start` or `reload` reads; library has top-level tables."""
@@ -120,8 +134,51 @@ class Lab:
 
     def forgectl(self, *arguments: str) -> str:
         """Run forgectl as root, on the supervisor that runs."""
+        return self._forgectl(*arguments, check=True).stdout
+
+    def refused(self, *arguments: str) -> str:
+        """Return what forgectl says as it refuses that."""
+        refused = self._forgectl(*arguments)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        return refused.stderr
+
+    def _forgectl(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         argv = [*self._enter(), str(Path(sys.executable).with_name("forgectl")), *arguments]
-        return subprocess.run(argv, env={"PATH": PATH}, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(argv, env={"PATH": PATH}, check=check, capture_output=True, text=True, timeout=60)
+
+    def doing(self, agent: str, *activities: str) -> Json:
+        """Wait until it is told that the agent does these things, in that order; return how it was at the last."""
+        with self._heard:
+            for activity in activities:
+
+                def found(activity: str = activity) -> int | None:
+                    begin = self._seen.get(agent, 0)
+                    told = enumerate(self._agents[begin:], begin)
+                    return next((n for n, one in told if (one["name"], one["activity"]) == (agent, activity)), None)
+
+                self._heard.wait_for(lambda found=found: found() is not None, PATIENCE_SEC)  # type: ignore[misc]
+                number = found()
+                assert number is not None, f"it is not {activity}\n{self._story(agent)}"
+                self._seen[agent] = number
+            return self._agents[self._seen[agent]]
+
+    def show(self, agent: str) -> Json:
+        """Tell how the agent is now."""
+        return next(one for one in self.told() if one["name"] == agent)
+
+    def told(self) -> list[Json]:
+        """Tell how all agents are now."""
+        agents: list[Json] = json.loads(self.forgectl("status", "--json"))
+        return agents
+
+    @contextlib.contextmanager
+    def api_fails(self, failure: Json) -> Iterator[None]:
+        """Have every request to the API end as that says: messages_api.py."""
+        file = self._requests / "failure"
+        file.with_suffix(".new").write_text(json.dumps(failure))
+        file.with_suffix(".new").rename(file)
+        yield
+        file.unlink()
 
     def give(self, path: Path, text: str, *, mode: str = "600") -> Path:
         """Put a file into the user's home, as the user would."""
@@ -152,8 +209,9 @@ class Lab:
             if process is not None:
                 process.kill()
                 process.wait()
-        if self._listener is not None:
-            self._listener.join()
+        for thread in (self._listener, self._monitor):
+            if thread is not None:
+                thread.join()
         with contextlib.suppress(KeyError):
             uid = self.uid
             wait_for(lambda: not kill_all_of(uid), f"processes of uid {uid} do not end")
@@ -166,14 +224,14 @@ class Lab:
         """Return what an agent's env must have to find the stand-in."""
         return {"ANTHROPIC_BASE_URL": f"http://127.0.0.1:{self._port}", **more}
 
-    def event(self, name: str, agent: str, number: int = 1) -> Json:
+    def event(self, name: str, agent: str, number: int = 1, *, patience: float = PATIENCE_SEC) -> Json:
         """Wait for the agent's number-th event of that name."""
 
         def found() -> list[Json]:
             return [event for event in self._events if (event["event"], event.get("agent")) == (name, agent)]
 
         with self._heard:
-            assert self._heard.wait_for(lambda: len(found()) >= number, PATIENCE_SEC), self._story(agent)
+            assert self._heard.wait_for(lambda: len(found()) >= number, patience), self._story(agent)
             return found()[number - 1]
 
     def events(self) -> list[Json]:
@@ -256,6 +314,22 @@ class Lab:
             "agents": made,
         }
 
+    def _control(self) -> str:
+        assert self._api is not None
+        return f"/proc/{self._api.pid}/root/run/forge-supervisor/{NAME}"
+
+    def _watch(self, connection: socket.socket) -> None:
+        """Take note of how agents are, as they change."""
+        connection.sendall(json.dumps({"method": f"{NAME}.Monitor", "more": True}).encode() + b"\0")
+        with connection, contextlib.suppress(ConnectionError):
+            rest = b""
+            while chunk := connection.recv(65536):
+                *messages, rest = (rest + chunk).split(b"\0")
+                agents = [json.loads(message).get("parameters", {}).get("agent") for message in messages]
+                with self._heard:
+                    self._agents += filter(None, agents)
+                    self._heard.notify_all()
+
     def _supervisor(self) -> list[str]:
         return [*self._enter(), str(Path(sys.executable).with_name("forge-supervisor"))]
 
@@ -298,9 +372,18 @@ def json_of(path: Path) -> Json:
     return content
 
 
-def wait_for(condition: Callable[[], T | None], what: str | Callable[[], str]) -> T:
+def connects(connection: socket.socket, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        connection.connect(path)
+        return True
+    return False
+
+
+def wait_for(
+    condition: Callable[[], T | None], what: str | Callable[[], str], patience: float = PATIENCE_SEC
+) -> T:
     """For what tells nobody that it has happened."""
-    deadline = time.monotonic() + PATIENCE_SEC
+    deadline = time.monotonic() + patience
     while not (result := condition()):
         assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.02)

@@ -19,6 +19,8 @@ from forge_supervisor.control.desk import Office
 from forge_supervisor.control.peer import Peer
 from forge_supervisor.control.rights import Rights
 from forge_supervisor.control.server import Server
+from forge_supervisor.delivery import Delivery
+from forge_supervisor.observer import Observer
 from forge_supervisor.realms import Realms
 from forge_supervisor.saved import Store
 
@@ -47,9 +49,18 @@ class Lab:
         self._rights: dict[int, Rights] = {}
         self._numbers = 0
         self.looked_up = 0
+        observer = Observer(bench.supervisor, bench.feed.emit)
         self.server = Server(
             directory,
-            Office(bench.supervisor, bench.placement, bench.feed, self._rights_of, self._do_reload),
+            Office(
+                bench.supervisor,
+                bench.placement,
+                bench.feed,
+                self._rights_of,
+                observer,
+                Delivery(bench.supervisor, observer),
+                self._do_reload,
+            ),
         )
 
     def peer_of(self, *_: object) -> Peer:

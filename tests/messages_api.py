@@ -6,7 +6,8 @@ answers each with the last line of what the user said, after 'ECHO '. A line
 `TOOL {"name": …, "input": {…}}` is answered by that use of a tool, and what
 comes of it by 'DONE'. What begins with TWICE is answered in two blocks. Each
 answer uses other numbers of tokens, which LOGDIR/<number>.usage has, written
-when the answer has been given.
+when the answer has been given. As long as there is LOGDIR/failure, requests end as that says: JSON with `status`,
+`headers` and `error`, or `reset` alone to have the connection dropped. `SLOW <seconds>` is answered in that time.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import itertools
 import json
 import secrets
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 Json = dict[str, Any]
 
@@ -47,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
             request = json.loads(raw)
             number = next(self.numbers)
             self._keep(number, request)
+            if failure := self._failure():
+                self._fail(failure)
+                return
             self._reply(request, usage_of(number))
             keep(self.log_directory / f"{number:04}.usage", {"model": request["model"], **usage_of(number)})
         else:
@@ -54,6 +59,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def _failure(self) -> Json:
+        try:
+            failure: Json = json.loads((self.log_directory / "failure").read_bytes())
+        except FileNotFoundError:
+            return {}
+        return failure
+
+    def _fail(self, failure: Json) -> None:
+        if failure.get("reset"):
+            self.close_connection = True
+            self.connection.close()
+            return
+        self._answer(
+            failure["status"], {"type": "error", "error": failure["error"]}, headers=failure.get("headers", {})
+        )
 
     def _keep(self, number: int, request: Json) -> None:
         keep(self.log_directory / f"{number:04}.json", request)
@@ -76,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
         if not request.get("stream"):
             self._answer(200, message | {"content": blocks, "stop_reason": end, "usage": usage})
             return
+        words = last_words(request)
+        if words.startswith("SLOW "):
+            time.sleep(float(words.split()[1]))
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
@@ -84,9 +108,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
         self.close_connection = True
 
-    def _answer(self, status: int, body: Json) -> None:
+    def _answer(self, status: int, body: Json, headers: Mapping[str, str] | None = None) -> None:
         raw = json.dumps(body).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()

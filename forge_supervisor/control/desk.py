@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, get_args
 
@@ -41,14 +41,16 @@ from forge_supervisor.control.interface import (
 )
 from forge_supervisor.control.peer import Peer
 from forge_supervisor.control.rights import Rights
+from forge_supervisor.delivery import Delivery, NotRunningError, UndeliveredError
 from forge_supervisor.feed import Feed
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import State
+from forge_supervisor.observer import Observer
 from forge_supervisor.spend.store import By, StoreError
 from forge_supervisor.supervisor import Supervisor
 from forge_supervisor.units import Placement
 from forge_supervisor.worker.client import WorkerError
-from forge_supervisor.worker.messages import Capture, Send
+from forge_supervisor.worker.messages import Capture
 
 MOST_BEHIND = 512
 """What somebody who monitors may leave unread."""
@@ -65,11 +67,10 @@ class Office:
     placement: Placement
     feed: Feed
     rights: Callable[[Peer], Rights]
+    observer: Observer
+    delivery: Delivery
     reload: Callable[[bool], Awaitable[list[str]]]
     """Given whether to look only, returns what changes. Raises ConfigError."""
-    typing: dict[str, asyncio.Lock] = field(default_factory=dict)
-    """For each agent that is typed to: a worker has not many threads, and two at once would mix."""
-
     usage: Callable[[By, int, str | None], Awaitable[list[UsageRow]]] | None = None
     """Given what to sum up by, since when, and for which user or all. Raises StoreError."""
 
@@ -88,6 +89,7 @@ class Office:
             placement=self.placement,
             socket_name=supervisor.socket_name,
             otherwise=name in supervisor.kept,
+            observation=self.observer.of(name),
         )
 
 
@@ -179,29 +181,26 @@ class Desk(VarlinkInterface, name=NAME):
 
     @varlinkmethod
     async def Send(self, *, agent: str, text: str) -> OneAgent:
-        """Type a text into the agent's terminal, as one paste, and Enter. Returns when its program has read it."""
+        """Type a text into the agent's terminal, as one paste, and Enter, once the agent is idle.
+
+        Returns when it has been taken as a message; by an agent whose activity is not known, when it has been read.
+        """
         (name,) = self._acted_on([agent])
         life = self._office.supervisor.lives.get(name)
         if life is None or life.state is not State.RUNNING or life.pid is None:
             raise NotRunning(agent=name, state=State.INACTIVE if life is None else life.state)
         if len(text) > LONGEST_TEXT:
             raise Failed(reason=f"the text has {len(text)} characters, and {LONGEST_TEXT} is the most")
-        async with self._office.typing.setdefault(name, asyncio.Lock()):
-            if not self._gone.is_set():
-                await self._type(life, text)
+        await self._unless_gone(self._deliver(life, text))
         (name,) = self._seen([agent])  # if a reload has not removed it meanwhile
         return {"agent": self._office.describe(name)}
 
-    async def _type(self, life: Lifecycle, text: str) -> None:
-        name = life.agent.name
-        realm = self._office.supervisor.realm_of(life.agent.run_as)
-        if realm.server_pid is None or life.state is not State.RUNNING or life.pid is None:
-            raise NotRunning(agent=name, state=life.state)
-        # JSON can hold half a character, and nothing else can.
-        text = text.encode(errors="ignore").decode()
+    async def _deliver(self, life: Lifecycle, text: str) -> None:
         try:
-            await realm.ask(Send(agent=name, server=realm.server_pid, pid=life.pid, text=text))
-        except (WorkerError, LaunchError) as error:
+            await self._office.delivery.deliver(life, text)
+        except NotRunningError:
+            raise NotRunning(agent=life.agent.name, state=life.state) from None
+        except UndeliveredError as error:
             raise Failed(reason=str(error)) from error
 
     @varlinkmethod
@@ -327,12 +326,14 @@ class Desk(VarlinkInterface, name=NAME):
             raise Failed(reason="the supervisor is being stopped")
 
     async def _unless_gone(self, waiting: Coroutine[Any, Any, None]) -> None:
-        """Wait for it, or until nobody is left to be told."""
-        tasks = {asyncio.create_task(waiting), asyncio.create_task(self._gone.wait())}
+        """Wait for it, or until nobody is left to be told. Raises what it raises."""
+        wanted, gone = asyncio.create_task(waiting), asyncio.create_task(self._gone.wait())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({wanted, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if wanted.done():
+                wanted.result()
         finally:
-            for task in tasks:
+            for task in (wanted, gone):
                 task.cancel()
 
     def _told(self, names: Iterable[str]) -> Agents:

@@ -15,6 +15,15 @@ from forge_supervisor.control import NAME
 
 
 @dataclass
+class Limit:
+    """A window of a usage limit: how much of it is used, and when it begins anew."""
+
+    name: str
+    used_percent: float
+    resets_usec: int | None
+
+
+@dataclass
 class Agent:
     """One agent. `state`, `result` and the rest are as in the journal; what is not known is null."""
 
@@ -26,6 +35,11 @@ class Agent:
     state: str
     since_usec: int | None
     activity: str | None
+    activity_detail: str | None
+    activity_since_usec: int | None
+    limited_until_usec: int | None
+    context_percent: float | None
+    limits: list[Limit]
     result: str
     exit_code: int | None
     signal: int | None

@@ -115,6 +115,8 @@ class LaunchPlan:
     files: tuple[File, ...] = ()
     links: tuple[Link, ...] = ()
     seeds: tuple[JsonSeed, ...] = ()
+    resumes: bool = False
+    """Whether it goes on with an earlier session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ class Subject:
     """Whether the agent is to have no memory of earlier sessions."""
     new_id: str = NEW_EACH_TIME
     """By what to call a session that is new: a UUID, or, where nothing is started, what is said in its place."""
+    report: tuple[str, ...] = ()
+    """The command, for the harness's hooks, that tells the supervisor the JSON which it reads. It prints nothing."""
 
     @property
     def env(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Has the agents' workers read what was used, puts it into the store, and answers what is asked of that.
 
-An agent that keeps transcripts is read once when the supervisor begins, every INTERVAL while it runs, and after each
-end. Whatever goes wrong here is told once, and costs no agent anything: what was not read is read the next time.
+An agent that keeps transcripts is read once when the supervisor begins, after each turn, every INTERVAL while one runs,
+and after each end. Whatever goes wrong here is told once, and costs no agent anything: what was not read is read the
+next time.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Collector:
         life_of: Callable[[str], Lifecycle | None],
         realm_of: Callable[[str], Realm],
         emit: Callable[[events.Event], None],
+        is_working: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.prices = prices
         self._store = UsageStore(path, self._warn_from_thread)
@@ -67,6 +69,7 @@ class Collector:
         self._life_of = life_of
         self._realm_of = realm_of
         self._emit = emit
+        self._is_working = is_working
         self._loop = asyncio.get_running_loop()
         # SQLite is used by one thread at a time.
         self._thread = ThreadPoolExecutor(1, "usage")
@@ -90,6 +93,9 @@ class Collector:
             self._read_soon(life.agent)
         elif name not in self._due:
             self._wait_for(name, life)
+
+    def turn_ended(self, life: Lifecycle) -> None:
+        self._read_soon(life.agent)
 
     async def settle(self, agent: Agent) -> None:
         """Wait until all has been read that the agent, which has ended, has used; or as long as that may take."""
@@ -123,7 +129,7 @@ class Collector:
         self._thread.shutdown(wait=False)
 
     def _wait_for(self, name: str, life: Lifecycle) -> None:
-        if life.state in _RUNNING and _keeps_transcripts(life.agent) and not self._closed:
+        if life.state in _RUNNING and self._is_working(name) and _keeps_transcripts(life.agent) and not self._closed:
             self._due[name] = self._loop.call_later(INTERVAL, self._is_due, name)
 
     def _is_due(self, name: str) -> None:

@@ -11,9 +11,14 @@ import socket
 import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from forge_supervisor.worker.actions import ActionError, Actions, from_environment
-from forge_supervisor.worker.messages import LINE_LIMIT, AnswerLine, RequestLine, encode
+from forge_supervisor.worker.messages import LINE_LIMIT, AnswerLine, Observe, RequestLine, encode
+from forge_supervisor.worker.observing import Observing
+
+if TYPE_CHECKING:
+    from forge_supervisor.worker.messages import Answer, AnyRequest
 
 THREADS = 64
 """At once; each mostly waits for a tmux client or a dying process."""
@@ -21,27 +26,46 @@ THREADS = 64
 
 async def serve(connection: socket.socket, actions: Actions) -> None:
     reader, writer = await asyncio.open_connection(sock=connection, limit=LINE_LIMIT)
-    pool = ThreadPoolExecutor(THREADS)
-    tasks: set[asyncio.Task[None]] = set()
+    desk = _Desk(writer, actions)
     while line := await reader.readline():
-        task = asyncio.create_task(_answer(RequestLine.model_validate_json(line), writer, actions, pool))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        desk.take(RequestLine.model_validate_json(line))
 
 
-async def _answer(
-    line: RequestLine, writer: asyncio.StreamWriter, actions: Actions, pool: ThreadPoolExecutor
-) -> None:
-    try:
-        answer = await asyncio.get_running_loop().run_in_executor(pool, actions.do, line.request)
-        reply = encode(AnswerLine(id=line.id, answer=answer.model_dump()))
-    except ActionError as error:
-        reply = encode(AnswerLine(id=line.id, error=str(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it was, the supervisor waits for an answer
-        traceback.print_exc()
-        reply = encode(AnswerLine(id=line.id, error=f"fault in the worker: {error!r}"))
-    writer.write(reply)
-    await writer.drain()
+class _Desk:
+    def __init__(self, writer: asyncio.StreamWriter, actions: Actions) -> None:
+        self._writer = writer
+        self._actions = actions
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._observing = Observing(self._pool, actions.home)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def take(self, line: RequestLine) -> None:
+        if line.request is None:
+            if line.id in self._tasks:
+                # One that runs in a thread goes on there.
+                self._tasks[line.id].cancel()
+            return
+        task = self._tasks[line.id] = asyncio.create_task(self._answer(line.id, line.request))
+        task.add_done_callback(lambda _: self._tasks.pop(line.id))
+
+    async def _answer(self, identifier: int, request: AnyRequest) -> None:
+        try:
+            answer = await self._do(request)
+            reply = encode(AnswerLine(id=identifier, answer=answer.model_dump()))
+        except asyncio.CancelledError:
+            reply = encode(AnswerLine(id=identifier, error="it was given up"))
+        except ActionError as error:
+            reply = encode(AnswerLine(id=identifier, error=str(error)))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the supervisor waits for an answer
+            traceback.print_exc()
+            reply = encode(AnswerLine(id=identifier, error=f"fault in the worker: {error!r}"))
+        self._writer.write(reply)
+        await self._writer.drain()
+
+    async def _do(self, request: AnyRequest) -> Answer:
+        if isinstance(request, Observe):
+            return await self._observing.observe(request)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._actions.do, request)
 
 
 def main() -> None:

@@ -52,18 +52,18 @@ class ActionError(Exception):
 class Actions:
     def __init__(self, terminal: Terminal, home: Path) -> None:
         self._terminal = terminal
-        self._home = home
+        self.home = home
         self._handlers: dict[type, Callable[[Any], Answer]] = {
             FindServer: self._find_server,
             Sweep: self._sweep,
-            Prepare: lambda request: Preparation(request, self._home).run(),
+            Prepare: lambda request: Preparation(request, self.home).run(),
             Open: self._open,
             Collect: self._collect,
             Close: self._close,
             Capture: self._capture,
             Send: self._send,
             RemoveSocket: self._remove_socket,
-            ReadUsage: lambda request: usage.read(request, self._home),
+            ReadUsage: lambda request: usage.read(request, self.home),
         }
 
     def do(self, request: AnyRequest) -> Answer:
@@ -120,7 +120,7 @@ class Actions:
 
     def _send(self, request: Send) -> Answer:
         self._revive(request.server)
-        self._terminal.send_text(request.agent, request.pid, request.text)
+        self._terminal.send_text(request.agent, request.pid, request.text, clearing_key=request.clearing_key)
         return Done()
 
     def _remove_socket(self, _request: RemoveSocket) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import socket
 import sys
 from typing import TYPE_CHECKING, cast
@@ -56,7 +57,10 @@ class Worker:
         return cls(process, reader, writer)
 
     async def ask(self, request: Request[AnswerT]) -> AnswerT:
-        """Ends in the answer, WorkerError (its own words), or WorkerLostError; the last also after request.timeout."""
+        """Ends in the answer, WorkerError (its own words), or WorkerLostError; the last also after request.timeout.
+
+        Cancelled, it tells the worker to give it up.
+        """
         if self.lost is not None:
             raise WorkerLostError(self.lost)
         identifier = next(self._ids)
@@ -68,10 +72,13 @@ class Worker:
         # Whoever gives up before it waits for the answer is not to be complained of.
         answer.add_done_callback(lambda given: given.cancelled() or given.exception())
         try:
-            async with asyncio.timeout(request.timeout):
+            async with asyncio.timeout(None if math.isinf(request.timeout) else request.timeout):
                 self._writer.write(line)
                 await self._writer.drain()
                 reply = await answer
+        except asyncio.CancelledError:
+            self._give_up(identifier)
+            raise
         except TimeoutError:
             await self._lose(f"it did not answer within {request.timeout:g} s")
             raise WorkerLostError(self.lost) from None
@@ -85,6 +92,10 @@ class Worker:
         except ValidationError as error:
             await self._lose(f"it answered nonsense ({error.error_count()} faults)")
             raise WorkerLostError(self.lost) from error
+
+    def _give_up(self, identifier: int) -> None:
+        if self.lost is None:
+            self._writer.write(encode(RequestLine(id=identifier, request=None)))
 
     async def stop(self) -> None:
         await self._lose("it was stopped")

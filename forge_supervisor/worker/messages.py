@@ -7,6 +7,7 @@ checked against the kernel by whoever uses them.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -129,6 +130,8 @@ class Prepared(Answer):
     findings: Annotated[list[Finding], Field(max_length=10_000)]
     written: Annotated[list[Written], Field(max_length=10_000)] = []
     """With dry_run: what would be written."""
+    resumes: bool = False
+    """Whether it goes on with an earlier session."""
     version: String = ""
     """Of the harness's program, where it was asked for that."""
 
@@ -160,24 +163,25 @@ class Prepare(Request[Prepared]):
     """Ask the harness's program itself, too."""
     fresh: bool = False
     """Begin anew, with no memory of earlier sessions."""
+    report_socket: str
+    """Where the supervisor hears what the harness's hooks report."""
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - as many as it takes
         cls,
         agent: Agent,
         settings: HarnessSettings,
         granted: Library,
         *,
+        report_socket: str = "",
         secrets: Mapping[str, str] | None = None,
         secret_files: Iterable[SecretRef] = (),
         dry_run: bool = False,
         consult: bool = False,
         fresh: bool = False,
     ) -> Prepare:
-        # When, how long and how much is the supervisor's business alone; and JSON has no infinity.
-        declared = agent.model_dump(mode="json", exclude={"restart", "resume", "resources", "stop_timeout_sec"})
         return cls(
-            agent=declared,
+            agent=_for_worker(agent),
             settings=settings.model_dump(mode="json"),
             granted=granted.model_dump(mode="json"),
             secrets=dict(secrets or {}),
@@ -185,6 +189,7 @@ class Prepare(Request[Prepared]):
             dry_run=dry_run,
             consult=consult,
             fresh=fresh,
+            report_socket=report_socket,
         )
 
 
@@ -266,6 +271,8 @@ class Send(Request[Done]):
     agent: str
     pid: Pid
     text: Annotated[str, Field(repr=False)]
+    clearing_key: Annotated[str, Field(max_length=16)] = ""
+    """Typed before it, so that nothing else is in the prompt."""
 
 
 class RemoveSocket(Request[Done]):
@@ -328,19 +335,56 @@ class ReadUsage(Request[UsageRead]):
 
     @classmethod
     def of(cls, agent: Agent, marks: Mapping[str, Mark]) -> ReadUsage:
-        declared = agent.model_dump(mode="json", exclude={"restart", "resources", "stop_timeout_sec", "role"})
-        return cls(agent=declared, marks=dict(marks))
+        return cls(agent=_for_worker(agent), marks=dict(marks))
+
+
+class Observed(Answer):
+    """As `activity.Seen`."""
+
+    doing: Literal["starting", "working", "idle", "waiting"]
+    detail: Text
+    login: Text
+    login_fix: Text
+
+
+class Observe(Request[Observed]):
+    """Tell what the session of process `pid` is doing as soon as that is something else than `known`."""
+
+    answer = Observed
+    timeout = math.inf
+    kind: Literal["observe"] = "observe"
+    agent: dict[str, Any]
+    secrets: list[str]
+    """Names of the secret variables in its environment."""
+    pid: Pid
+    known: Observed | None
+
+    @classmethod
+    def of(cls, agent: Agent, secrets: Iterable[str], pid: int, known: Observed | None) -> Observe:
+        return cls(agent=_for_worker(agent), secrets=sorted(secrets), pid=pid, known=known)
 
 
 AnyRequest = Annotated[
-    FindServer | Sweep | Prepare | Open | Collect | Close | Capture | Send | RemoveSocket | ReadUsage,
+    FindServer
+    | Sweep
+    | Prepare
+    | Open
+    | Collect
+    | Close
+    | Capture
+    | Send
+    | RemoveSocket
+    | ReadUsage
+    | Observe,
     Field(discriminator="kind"),
 ]
 
 
 class RequestLine(Message):
+    """Without a request: nobody waits for the answer to the one with that id any more."""
+
     id: int
-    request: AnyRequest
+    request: AnyRequest | None
 
 
 class AnswerLine(Message):
@@ -349,6 +393,14 @@ class AnswerLine(Message):
     id: int
     answer: dict[str, Any] | None = Field(default=None, repr=False)
     error: Text | None = None
+
+
+_SUPERVISORS = {"restart", "resume", "resources", "stop_timeout_sec", "ready_timeout_sec", "budget"}
+
+
+def _for_worker(agent: Agent) -> dict[str, Any]:
+    # When, how long and how much is the supervisor's business alone; and JSON has no infinity.
+    return agent.model_dump(mode="json", exclude=_SUPERVISORS)
 
 
 def encode(line: Message) -> bytes:

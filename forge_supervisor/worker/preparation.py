@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor import harness, secrets, workspace
+from forge_supervisor import harness, report, secrets, workspace
 from forge_supervisor.config import Agent, HarnessSettings, Library
 from forge_supervisor.harness import Paths, Subject, expand_home
 from forge_supervisor.worker.messages import Finding, Prepared, Written
@@ -61,6 +62,7 @@ class Preparation:
             {**self._request.secrets, **self._secrets},
             fresh=self._request.fresh,
             new_id=harness.NEW_EACH_TIME if self._request.dry_run else str(uuid.uuid4()),
+            report=(sys.executable, "-I", "-S", report.SCRIPT, self._request.report_socket),
         )
         try:
             program = harness.load(self._agent.harness)
@@ -86,6 +88,7 @@ class Preparation:
             findings=self._findings,
             written=[*_written(plan)] if self._request.dry_run else [],
             version=version,
+            resumes=plan.resumes,
         )
 
     def _read_secrets(self) -> None:

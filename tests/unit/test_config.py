@@ -778,4 +778,5 @@ def test_the_example_tells_the_defaults_as_they_are() -> None:
     restart = Restart.model_validate(given["restart"])
     for key in ("policy", "delay_sec", "limit_burst", "limit_interval_sec", "limit_daily"):
         assert getattr(restart, key) == getattr(usual.restart, key)
-    assert Resume.model_validate(given["resume"]) == usual.resume
+    assert Resume.model_validate(given["resume"]).policy == usual.resume.policy
+    assert Agent(name="a", run_as="x", ready_timeout_sec=given["ready_timeout_sec"]) == usual

@@ -46,7 +46,10 @@ def test_without_hooks_there_are_none(tmp_path: Path) -> None:
         ),
         (
             hook(events='["recoverd"]'),
-            'on_event[0].events[0]: must be one of "failed", "start-limit", "recovered" (did you mean "recovered"?)',
+            (
+                'on_event[0].events[0]: must be one of "failed", "start-limit", "blocked", "recovered" '
+                '(did you mean "recovered"?)'
+            ),
         ),
         (hook(events='"failed"'), "on_event[0].events: must be a list, not a string"),
         (

@@ -618,7 +618,7 @@ def test_the_interface_describes_itself(play: Play) -> None:
         check_idl(text)
         methods = {"Ping", "List", "Show", "Start", "Stop", "Restart", "ResetFailed", "Reload", "Usage"}
         assert set(re.findall(r"^method (\w+)", text, re.MULTILINE)) == methods | {"Capture", "Send", "Monitor"}
-        assert set(re.findall(r"^type (\w+)", text, re.MULTILINE)) == {"Agent", "Event", "UsageRow"}
+        assert set(re.findall(r"^type (\w+)", text, re.MULTILINE)) == {"Agent", "Event", "Limit", "UsageRow"}
         assert set(re.findall(r"^error (\w+)", text, re.MULTILINE)) == {each.__name__ for each in desk.Desk.errors}
 
     play(config(a={}), scene)

@@ -60,6 +60,19 @@ EVENTS: list[tuple[Event, str, str, str]] = [
         "warning",
         "scout was lost, its exit status cannot be known, after 12.5 s; restarting in 5 s",
     ),
+    (events.AgentReady(**WHO, ready_sec=1.25), "agent_ready", "info", "scout is at its prompt (1.2 s)"),
+    (
+        events.AgentBlocked(**WHO, activity="limited", problem="resets 3pm", fix="wait"),
+        "agent_blocked",
+        "warning",
+        "scout is limited: resets 3pm (wait)",
+    ),
+    (
+        events.AgentRecovered(**WHO, activity="limited", blocked_sec=200),
+        "agent_recovered",
+        "info",
+        "scout is no longer limited, after 3 min 20 s",
+    ),
     (
         events.AgentRestarting(**WHO, delay_sec=5, n_restarts=2),
         "agent_restarting",
@@ -228,6 +241,9 @@ def test_fields_are_an_interface() -> None:
     agent = {"agent", "run_as"}
     run = agent | {"pid", "invocation", "n_restarts"}
     assert fields == {
+        "agent_ready": agent | {"ready_sec"},
+        "agent_blocked": agent | {"activity", "problem", "fix"},
+        "agent_recovered": agent | {"activity", "blocked_sec"},
         "agent_started": run,
         "agent_start_failed": agent | {"key", "problem", "n_restarts", "next"},
         "agent_exited": run | {"exit_code", "signal", "uptime_sec", "result", "next", "screen"},

@@ -10,11 +10,12 @@ to something nobody wants, so none is ever answered by a key press.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, JsonSeed, LaunchPlan, find_program, said_to
 from forge_supervisor.harness.claude_code import (
+    activity,
     consult,
     discord,
     grants,
@@ -27,8 +28,9 @@ from forge_supervisor.harness.claude_code import (
 from forge_supervisor.secrets import SecretRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from forge_supervisor.activity import Reported, Seen
     from forge_supervisor.config import Agent, Library
     from forge_supervisor.harness import Paths, Subject
     from forge_supervisor.harness.transcripts import MessageUsage
@@ -51,11 +53,13 @@ class ClaudeCode:
             "model",
             "permissions",
             "plugins",
+            "ready_timeout_sec",
             "resume",
             "skills",
         }
     )
     requires = frozenset({"role"})
+    clearing_key = "\x15"  # Ctrl-U; what it takes away can be had back with Ctrl-Y
     stop_exit_status = frozenset({143})  # it catches SIGTERM and exits with 128 + 15
 
     def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:
@@ -103,7 +107,20 @@ class ClaudeCode:
                 *(discord.seeds(subject, paths) if bot is not None else ()),
                 *_forgotten_failures(subject, paths),
             ),
+            resumes=sessions.is_resumed(subject, paths),
         )
+
+    def watched(self, subject: Subject, paths: Paths, pid: int) -> Sequence[Path]:
+        return activity.watched(subject, paths, pid)
+
+    def observe(self, subject: Subject, paths: Paths, pid: int) -> Seen | None:
+        return activity.observe(subject, paths, pid)
+
+    def reported(self, told: Mapping[str, Any]) -> Reported:
+        return activity.reported(told)
+
+    def unsendable(self, text: str) -> str | None:
+        return activity.unsendable(text)
 
     def preflight(self, subject: Subject, plan: LaunchPlan, paths: Paths) -> Iterable[Problem]:
         yield from grants.problems(subject, paths)

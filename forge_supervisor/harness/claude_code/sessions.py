@@ -50,6 +50,10 @@ def options(subject: Subject, paths: Paths) -> Iterator[str]:
         yield from ("--session-id", session)
 
 
+def is_resumed(subject: Subject, paths: Paths) -> bool:
+    return _next(subject, paths)[1]
+
+
 def file(subject: Subject, paths: Paths) -> File:
     """Make the file that says which session is the agent's."""
     session, _ = _next(subject, paths)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, expand_home
-from forge_supervisor.harness.claude_code import sessions
+from forge_supervisor.harness.claude_code import activity, sessions
 from forge_supervisor.harness.claude_code.discord import PLUGIN
 from forge_supervisor.harness.claude_code.login import config_home, read_json
 
@@ -87,15 +87,22 @@ def _of_the_launch(subject: Subject, paths: Paths) -> dict[str, Any]:
         **_servers(paths),
         "enabledPlugins": _plugins(subject),
     }
-    hooks = {"SessionStart": sessions.hook(paths)}
-    if is_unattended(agent):
-        hooks |= {event: _hook(event, answer) for event, answer in _ANSWERS.items()}
     settings["disableAllHooks"] = False  # the agent's own settings could say otherwise
-    settings["hooks"] = {event: [{"hooks": [hook]}] for event, hook in hooks.items()}
+    settings["hooks"] = {event: [{"hooks": hooks}] for event, hooks in _hooks(subject, paths).items()}
+    settings["statusLine"] = activity.status_line(subject)
     return settings
 
 
-def _hook(event: str, answer: dict[str, Any]) -> dict[str, str]:
+def _hooks(subject: Subject, paths: Paths) -> dict[str, list[dict[str, Any]]]:
+    hooks = {event: [activity.hook(subject)] for event in activity.REPORTED}
+    hooks.setdefault("SessionStart", []).append(sessions.hook(paths))
+    if is_unattended(subject.agent):
+        for event, answer in _ANSWERS.items():
+            hooks.setdefault(event, []).append(_hook(event, answer))
+    return hooks
+
+
+def _hook(event: str, answer: dict[str, Any]) -> dict[str, Any]:
     said = json.dumps({"hookSpecificOutput": {"hookEventName": event, **answer}})
     return {"type": "command", "command": f"printf %s {shlex.quote(said)}"}
 

@@ -1,0 +1,154 @@
+"""Pure: what a session is doing, put together from what its harness leaves on disk and what its hooks report.
+
+What is on disk (`Seen`) is true at any moment, but does not tell why; what is reported (`Reported`) does, once, and can
+be lost. So that a turn runs, or waits, is taken from the one, and what is wrong from the other, until there is a sign
+that it is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Literal
+
+
+class Doing(StrEnum):
+    STARTING = "starting"
+    WORKING = "working"
+    IDLE = "idle"
+    WAITING = "waiting"
+    """It has asked something."""
+    LIMITED = "limited"
+    """It has used what it may, for now."""
+    LOGGED_OUT = "logged-out"
+    BLOCKED = "blocked"
+    """Something keeps it from its prompt: a dialog, mostly."""
+    UNRESPONSIVE = "unresponsive"
+    """Its model does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    doing: Doing
+    detail: str = ""
+    """What it waits for, or what is wrong: words for people."""
+    fix: str = ""
+    """What to do about it."""
+    until: float | None = None
+    """When a limit is over, if that is known, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a harness's files tell of a session."""
+
+    doing: Doing
+    """STARTING (it has not got to its prompt yet), WORKING, IDLE or WAITING."""
+    detail: str = ""
+    """What it waits for."""
+    login: str = ""
+    """Stands for the login that there is: another one is another word, none is none."""
+    login_fix: str = ""
+    """How to log in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A limit's window: how much of it has been used, and when it is over (seconds since 1970)."""
+
+    name: str
+    used_percent: float
+    resets_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    context_percent: float | None = None
+    """How much of the model's context window is used."""
+    windows: tuple[Window, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What a harness's hook tells of a session."""
+
+    turn: Literal["began", "ended", "failed"] | None = None
+    words: str = ""
+    """Those that a turn began with."""
+    trouble: Activity | None = None
+    """Why it failed, where something is to be done about it, or to be waited for."""
+    gauges: Gauges | None = None
+
+
+@dataclass(slots=True)
+class Tracker:
+    """One session. `failed` may be what an earlier supervisor knew."""
+
+    failed: Activity | None = None
+    seen: Seen | None = None
+    gauges: Gauges = field(default_factory=Gauges)
+    _overdue: str | None = None
+    _proved_login: str | None = None
+
+    @property
+    def activity(self) -> Activity | None:
+        """None: nothing is known yet."""
+        if self.seen is not None and self.seen.doing is Doing.WAITING:
+            return Activity(Doing.WAITING, self.seen.detail)
+        if (trouble := self.trouble) is not None:
+            return trouble
+        return None if self.seen is None else Activity(self.seen.doing, self.seen.detail)
+
+    @property
+    def trouble(self) -> Activity | None:
+        """What keeps it from its work, and will not end by itself soon."""
+        seen = self.seen
+        if seen is None:
+            return self.failed
+        if seen.doing is Doing.STARTING:
+            return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
+        if not seen.login and self._proved_login is None:
+            return Activity(Doing.LOGGED_OUT, "there is no login", seen.login_fix)
+        return self.failed
+
+    @property
+    def has_prompt(self) -> bool:
+        return self.seen is not None and self.seen.doing is not Doing.STARTING
+
+    def saw(self, seen: Seen) -> None:
+        before, self.seen = self.seen, seen
+        is_new_login = before is not None and seen.login not in {"", before.login}
+        if is_new_login and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
+            self.failed = None
+        if seen.doing is not Doing.STARTING:
+            self._overdue = None
+
+    def heard(self, reported: Reported) -> None:
+        if reported.gauges is not None:
+            self.gauges = reported.gauges
+        if reported.turn == "ended":
+            # A turn that came to its end has had an answer.
+            self.failed = None
+            self._proved_login = "" if self.seen is None else self.seen.login
+        elif reported.turn == "failed":
+            self.failed = reported.trouble
+        self._date_limit()
+
+    def is_overdue(self, shown: str) -> None:
+        """Take note that it should have been at its prompt by now; `shown` is on its screen."""
+        if not self.has_prompt:
+            self._overdue = shown
+
+    def limit_is_over(self) -> None:
+        """Take note that the time has come."""
+        if self.failed is not None and self.failed.doing is Doing.LIMITED:
+            self.failed = None
+
+    def _date_limit(self) -> None:
+        """Have a limit end when the last window that is used up does."""
+        if self.failed is None or self.failed.doing is not Doing.LIMITED:
+            return
+        used_up = [window.resets_at for window in self.gauges.windows if window.used_percent >= 100]
+        ends = [end for end in used_up if end is not None]
+        if ends:
+            self.failed = replace(self.failed, until=max(ends))

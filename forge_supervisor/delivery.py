@@ -1,0 +1,151 @@
+"""Brings a message to an agent: types it when the agent can take it, and tells whether it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import structlog
+
+from forge_supervisor import events
+from forge_supervisor.activity import Doing
+from forge_supervisor.handshake import LaunchError
+from forge_supervisor.memory import State
+from forge_supervisor.worker.client import WorkerError
+from forge_supervisor.worker.messages import Send
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from forge_supervisor.agent import Lifecycle
+    from forge_supervisor.observer import Observation, Observer
+    from forge_supervisor.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+CONFIRMED_WITHIN = 10.0
+"""Seconds from Enter to the hook that tells that a turn has begun."""
+_COMPARED = 1000
+"""Characters of a message by which it is known again."""
+
+
+class UndeliveredError(Exception):
+    """The text is a sentence."""
+
+
+class NotRunningError(Exception):
+    pass
+
+
+class Delivery:
+    def __init__(self, supervisor: Supervisor, observer: Observer) -> None:
+        self._supervisor = supervisor
+        self._observer = observer
+        self._typing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """A worker has not many threads, and two messages at once would mix."""
+        self._prompts: set[asyncio.Task[None]] = set()
+
+    async def deliver(self, life: Lifecycle, text: str) -> None:
+        """Type a text and Enter, once the agent is idle, and return when it has taken that as a message.
+
+        Of an agent that does not tell what it is doing: at once, and return when it has read it. Raises NotRunningError
+        and UndeliveredError.
+        """
+        # JSON can hold half a character, and nothing else can.
+        text = text.encode(errors="ignore").decode()
+        observation = self._observer.of(life.agent.name)
+        if observation is not None and (why := observation.program.unsendable(text)) is not None:
+            raise UndeliveredError(f"nothing was typed: it {why}")
+        async with self._typing[life.agent.name]:
+            await self._until_idle(life)
+            observation = self._observer.of(life.agent.name)
+            if observation is None:
+                await self._type(life, text)
+                return
+            async with _beginning(observation) as began:
+                await self._type(life, text, observation.program.clearing_key)
+                await _confirm(began, text)
+
+    def go_on(self, observation: Observation) -> None:
+        """Tell an agent that goes on with an earlier session what it is to be told then, if anything."""
+        prompt = observation.agent.resume.prompt
+        if prompt is not None:
+            task = asyncio.create_task(self._tell(observation.life, prompt))
+            self._prompts.add(task)
+            task.add_done_callback(self._prompts.discard)
+
+    async def close(self) -> None:
+        for task in self._prompts:
+            task.cancel()
+        await asyncio.gather(*self._prompts, return_exceptions=True)
+
+    async def _tell(self, life: Lifecycle, prompt: str) -> None:
+        agent = life.agent
+        try:
+            await self.deliver(life, prompt)
+        except NotRunningError:
+            pass
+        except UndeliveredError as error:
+            key = f"agents.{agent.name}.resume.prompt"
+            self._observer.emit(
+                events.AgentWarning(agent=agent.name, run_as=agent.run_as, key=key, problem=str(error))
+            )
+        except Exception:
+            log.exception("supervisor_fault", agent=agent.name, run_as=agent.run_as)
+
+    async def _until_idle(self, life: Lifecycle) -> None:
+        while True:
+            if life.state is not State.RUNNING or life.pid is None:
+                raise NotRunningError
+            observation = self._observer.of(life.agent.name)
+            if observation is None or observation.doing is Doing.IDLE:
+                return
+            activity = observation.activity
+            if activity is not None and activity.doing in {Doing.WAITING, Doing.BLOCKED}:
+                why = f"{activity.doing} ({activity.detail})" if activity.detail else str(activity.doing)
+                raise UndeliveredError(f"nothing was typed: it is {why}, and would take a message for an answer")
+            await self._observer.change()
+
+    async def _type(self, life: Lifecycle, text: str, clearing_key: str = "") -> None:
+        realm = self._supervisor.realm_of(life.agent.run_as)
+        if realm.server_pid is None or life.state is not State.RUNNING or life.pid is None:
+            raise NotRunningError
+        name = life.agent.name
+        request = Send(agent=name, server=realm.server_pid, pid=life.pid, text=text, clearing_key=clearing_key)
+        try:
+            await realm.ask(request)
+        except (WorkerError, LaunchError) as error:
+            raise UndeliveredError(str(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def _beginning(observation: Observation) -> AsyncIterator[asyncio.Future[str]]:
+    began: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    observation.words.add(began)
+    try:
+        yield began
+    finally:
+        observation.words.discard(began)
+        began.cancel()
+
+
+async def _confirm(began: asyncio.Future[str], text: str) -> None:
+    try:
+        async with asyncio.timeout(CONFIRMED_WITHIN):
+            words = await asyncio.shield(began)
+    except TimeoutError:
+        problem = f"it was typed, but has not been taken as a message within {CONFIRMED_WITHIN:g} s (forgectl capture)"
+        raise UndeliveredError(problem) from None
+    except asyncio.CancelledError:
+        if began.cancelled():
+            raise UndeliveredError("it was typed, and then the session ended") from None
+        raise
+    if _told_apart(words) != _told_apart(text):
+        raise UndeliveredError("it was typed, but has been taken with other words (somebody types there)")
+
+
+def _told_apart(text: str) -> str:
+    """Take what programs leave of a message: they trim it, and have spaces for tabs."""
+    return "".join(text.split())[:_COMPARED]
