@@ -2,7 +2,8 @@
 
 Run as ``python -I -S launch.py SOCKET ID`` by tmux, whose command line and environment all users can read: so neither
 holds more than a one-time id, and the agent's environment is exactly what comes through the socket. Standard library
-only, and little of it: its start-up time is part of every start.
+only, and little of it: its start-up time is part of every start. What `signal` and `socket` add to the built-in modules
+below them, mostly enums, is half of it.
 
 The supervisor sends eight bytes of length (big-endian) and, each closed by NUL: the directory to run in, the number of
 arguments, the arguments, then ``NAME=value`` for each variable. It learns that the harness runs when exec closes the
@@ -10,9 +11,15 @@ socket without a word; otherwise it is told ``chdir`` or ``exec`` and the errno.
 """
 
 import os
-import signal
-import socket
 import sys
+
+TYPE_CHECKING = False  # typing's own would have to be loaded
+if TYPE_CHECKING:
+    import signal
+    import socket
+else:
+    import _signal as signal
+    import _socket as socket
 
 KEPT = ("TERM", "TMUX", "TMUX_PANE")
 """Only tmux knows these."""
