@@ -41,11 +41,12 @@ _MARK = "@forge-agent"
 
 # Printable ASCII only: a client without UTF-8 turns anything else into '_'. People can write the mark, so what no name
 # has, above all a newline, is taken out of it.
-_FORMAT = (
-    "#{pane_id} #{pane_pid} #{pane_dead} [#{pane_dead_status}] [#{pane_dead_signal}] "
-    f"#{{s/[^a-z0-9-]//:{_MARK}}}"
-)
+_AGENT = f"#{{s/[^a-z0-9-]//:{_MARK}}}"
+_FORMAT = f"#{{pane_id}} #{{pane_pid}} #{{pane_dead}} [#{{pane_dead_status}}] [#{{pane_dead_signal}}] {_AGENT}"
 _ROW = re.compile(r"(%\d+) (\d+) ([01]) \[(\d*)\] \[(\w*)\] ([a-z0-9-]*)")
+
+# What tmux says of a session's name that is taken (cmd-new-session.c).
+_DUPLICATE = "duplicate session"
 
 # What tmux itself writes under a dead pane (option remain-on-exit-format).
 _DEAD_LINE = re.compile(r"Pane is dead \(.*\)")
@@ -54,6 +55,10 @@ _LINE_LENGTH = 500
 
 # Seconds that a leftover gets between SIGTERM and SIGKILL.
 _LEFTOVER_GRACE = 2.0
+
+
+class PaneLivesError(TerminalError):
+    """The agent has a live pane already."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +187,14 @@ class Terminal:
 
         A dead pane of the agent is used again: whoever is attached stays, and the dead screen goes to the scrollback.
         (All but what a program showed in the alternate screen: tmux keeps no history of that.) A session that people
-        renamed keeps their name until it ends. Raises TerminalError if the agent still has a live pane.
+        renamed keeps their name until it ends. Raises PaneLivesError if the agent still has a live pane.
         """
         if len(argv) < 2:
             raise ValueError("tmux hands a single word to a shell: argv needs two words or more")
-        ours = [row for row in self._rows() if row.pane.agent == agent]
+        ours = self._rows(_AGENT, agent)
         for row in ours:
             if _lives(row):
-                raise TerminalError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
+                raise PaneLivesError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
         return self._respawn(ours[0].pane, argv, invocation) if ours else self._create(agent, argv, invocation)
 
     def _respawn(self, pane: Pane, argv: Sequence[str], invocation: str) -> Pane:
@@ -204,15 +209,18 @@ class Terminal:
 
     def _create(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         name = f"agent-{agent}"
-        if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
-            create = ["new-window", "-t", f"={name}:"]
-        else:
-            create = ["new-session", "-d", "-s", name]
+        there = f"={name}:"
         spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *_words(argv))
         # The server runs one client's commands in one go: no crash of ours leaves a pane without its mark.
-        mark = (";", "set-option", "-p", "-t", f"={name}:", _MARK, agent, ";")
-        there = f"={name}:"
-        return _opened(self._server.cmd(*create, *spawn, *mark, *_settings(there, invocation), *_pipe(there)), agent)
+        mark = (";", "set-option", "-p", "-t", there, _MARK, agent, ";")
+        rest = (*spawn, *mark, *_settings(there, invocation), *_pipe(there))
+        try:
+            answer = self._server.cmd("new-session", "-d", "-s", name, *rest)
+        except TerminalError as error:
+            if _DUPLICATE not in str(error):
+                raise
+            answer = self._server.cmd("new-window", "-t", there, *rest)
+        return _opened(answer, agent)
 
     def close_leftover(self, agent: str, *, but: int | None = None) -> list[str]:
         """End what still lives in the agent's panes, ``but`` for that process; returns a sentence for each.
@@ -220,8 +228,8 @@ class Terminal:
         With none spared `open` may be called.
         """
         ended = []
-        for row in self._rows():
-            if row.pane.agent == agent and row.pane.pid != but and _lives(row):
+        for row in self._rows(_AGENT, agent):
+            if row.pane.pid != but and _lives(row):
                 processes.clear_pane(row.pane.pid, _LEFTOVER_GRACE)
                 exit_ = self.exit_of(row.pane.id, row.pane.pid)
                 ended.append(f"ended pid {row.pane.pid}, left in pane {row.pane.id} by an earlier session: {exit_}")
@@ -231,9 +239,11 @@ class Terminal:
         """All panes of agents, dead ones too."""
         return [row.pane for row in self._rows() if row.pane.agent]
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self, field: str = "1", value: str = "1") -> list[_Row]:
+        """List the panes of which that format has that value, by default all."""
+        which = f"#{{==:{field},{value}}}"
         try:
-            lines = self._list_panes()
+            lines = self._list_panes(which)
         except TerminalTimeoutError:
             raise
         except TerminalError:
@@ -241,13 +251,13 @@ class Terminal:
             if not self._server.cmd("list-sessions", "-F", "#{session_id}").stdout:
                 return []
             # The first session may have come in between.
-            lines = self._list_panes()
+            lines = self._list_panes(which)
         # A window that is linked to two sessions (or grouped ones) is listed twice.
         rows = {match[1]: _row(match) for match in map(_ROW.fullmatch, lines) if match}
         return list(rows.values())
 
-    def _list_panes(self) -> list[str]:
-        return list(self._server.cmd("list-panes", "-a", "-F", _FORMAT).stdout)
+    def _list_panes(self, which: str) -> list[str]:
+        return list(self._server.cmd("list-panes", "-a", "-f", which, "-F", _FORMAT).stdout)
 
     def exit_of(self, pane_id: str, pid: int, timeout: float = 5.0) -> Exit:
         """How process ``pid`` of the pane, which the caller saw die, has ended.
@@ -259,7 +269,7 @@ class Terminal:
         pauses = _pauses()
         while True:
             try:
-                row = next((row for row in self._rows() if row.pane.id == pane_id), None)
+                row = next(iter(self._rows("#{pane_id}", pane_id)), None)
             except TerminalError:
                 if self.server_pid() is None:
                     return Exit(lost=True)
@@ -308,7 +318,7 @@ class Terminal:
 
     def screen(self, agent: str) -> list[str]:
         """Return the lines that the agent's pane shows, down to the last with text, in printable characters only."""
-        row = next((row for row in self._rows() if row.pane.agent == agent), None)
+        row = next(iter(self._rows(_AGENT, agent)), None)
         if row is None:
             raise TerminalError(f"{agent} has no terminal yet")
         answer = self._server.cmd("capture-pane", "-p", target=row.pane.id)
@@ -320,7 +330,7 @@ class Terminal:
         ``clearing_key`` is typed before it, to have nothing else in the prompt. The text is the agent's as it is, but
         for control characters, which are left out.
         """
-        row = next((row for row in self._rows() if row.pane.agent == agent and row.pane.pid == pid), None)
+        row = next((row for row in self._rows(_AGENT, agent) if row.pane.pid == pid), None)
         if row is None or not _lives(row):
             raise TerminalError(f"{agent} has no live terminal")
         with self._typing[row.pane.id]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import processes
 from forge_supervisor.policy import Exit
-from forge_supervisor.terminal import Terminal
+from forge_supervisor.terminal import PaneLivesError, Terminal
 from forge_supervisor.tmux_client import TerminalError
 from forge_supervisor.worker import usage
 from forge_supervisor.worker.messages import (
@@ -91,8 +91,12 @@ class Actions:
 
     def _open(self, request: Open) -> Opened:
         self._revive(request.server)
-        notes = self._terminal.close_leftover(request.agent)
-        pane = self._terminal.open(request.agent, request.argv, request.invocation)
+        notes: list[str] = []
+        try:
+            pane = self._terminal.open(request.agent, request.argv, request.invocation)
+        except PaneLivesError:
+            notes = self._terminal.close_leftover(request.agent)
+            pane = self._terminal.open(request.agent, request.argv, request.invocation)
         return Opened(pane=pane.id, pid=pane.pid, notes=notes)
 
     def _collect(self, request: Collect) -> Collected:
