@@ -178,11 +178,7 @@ class SystemdPlacement:
     async def _enclose(self, unit: str, process: Pidfd, told: Mapping[bytes, object]) -> Scope:
         with Manager(self._manager_path) as manager:
             result = "done"
-            # It may have been made, or be about to be, and only the answer have been lost.
-            while manager.invocation(unit) is not None and manager.job(unit) == "start":  # noqa: ASYNC110
-                await asyncio.sleep(_REEXEC_PAUSE)
-            if not (manager.invocation(unit) and not process.dead and manager.unit_of(process.pid) == unit):
-                await self._discard(manager, unit)
+            if manager.invocation(unit) is None or not await self._encloses(manager, unit, process):
                 result = await manager.start_transient(unit, told, mode=self._mode)
             if process.dead:
                 # Until now nobody else could have its pid; and who may have it since is not ours to end.
@@ -191,6 +187,16 @@ class SystemdPlacement:
             if result != "done":
                 raise PlacementError(f"{unit} cannot be made: {result}")
             return _SystemdScope(unit, manager.invocation(unit), self._manager_path)
+
+    async def _encloses(self, manager: Manager, unit: str, process: Pidfd) -> bool:
+        """Tell of a scope that is there whether the process is in it; any other is ended."""
+        # It may have been made, or be about to be, and only the answer have been lost.
+        while manager.invocation(unit) is not None and manager.job(unit) == "start":  # noqa: ASYNC110
+            await asyncio.sleep(_REEXEC_PAUSE)
+        if manager.invocation(unit) and not process.dead and manager.unit_of(process.pid) == unit:
+            return True
+        await self._discard(manager, unit)
+        return False
 
     def scope(self, agent: str) -> Scope:
         unit = scope_name(agent)
@@ -281,6 +287,9 @@ class _SystemdScope:
         while True:
             try:
                 with Manager(self._manager_path) as manager:
+                    # As a rule: what was empty when the main process died is collected by now.
+                    if manager.invocation(self._unit) != self._invocation:
+                        return Cleared()
                     found = manager.count_processes(self._unit)
                     result, killed = await _end_counted(manager, self._unit, self._invocation, grace)
                     return Cleared(found - killed, killed, oom_killed=result == "oom-kill")
