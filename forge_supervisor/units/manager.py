@@ -109,12 +109,13 @@ class Manager:
         # the bus; pystemd 0.15.3). Nothing in the name of a unit means anything here: backslashes are taken as such.
         return bool(self.units(unit))
 
-    def invocation(self, unit: str) -> bytes | None:
+    def invocation(self, unit: str, *, started: bool = False) -> bytes | None:
         """Return the InvocationID, which tells a unit from earlier ones of its name; None if none is loaded.
 
-        It is empty as long as the unit has not been started, be it that a job is queued for that.
+        It is empty as long as the unit has not been started, be it that a job is queued for that; also of one that is
+        gone again, if it was `started` a moment ago, of which it need not be asked whether it is loaded.
         """
-        if not self._is_loaded(unit):
+        if not started and not self._is_loaded(unit):
             return None
         return bytes(self._get(_path_of(unit), _UNIT, b"InvocationID", b"ay") or b"")
 

@@ -186,7 +186,7 @@ class SystemdPlacement:
                 result = "its first process ended"
             if result != "done":
                 raise PlacementError(f"{unit} cannot be made: {result}")
-            return _SystemdScope(unit, manager.invocation(unit), self._manager_path)
+            return _SystemdScope(unit, manager.invocation(unit, started=True), self._manager_path)
 
     async def _encloses(self, manager: Manager, unit: str, process: Pidfd) -> bool:
         """Tell of a scope that is there whether the process is in it; any other is ended."""
