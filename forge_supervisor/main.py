@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import forge_supervisor.lean_structlog  # noqa: F401 - before all that loads it
 from forge_supervisor import check, config, daemon, harness, journal, units, version
-from forge_supervisor.import_nix import import_nix
 from forge_supervisor.memory import Memory, begins_anew
 from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory
 from forge_supervisor.saved import Store
@@ -55,6 +55,8 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(config.schema(), indent=2))
         return 0
     if options.verb == "import-nix":
+        from forge_supervisor.import_nix import import_nix  # noqa: PLC0415 - what it loads no supervisor needs
+
         return import_nix(options.file)
     journal.configure(options.log_format)
     supervises = options.verb is None and not options.check

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from config_lab import RUN_AS
@@ -11,8 +13,7 @@ from forge_supervisor import check, main, version
 from forge_supervisor.memory import Memory, State
 from forge_supervisor.saved import Saved, Store
 
-if TYPE_CHECKING:
-    from pathlib import Path
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +121,12 @@ def test_a_runtime_directory_that_cannot_be_made_is_exit_code_75(
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(config / "run"))
     assert main.run(["--config", str(config)]) == 75
     assert f"the runtime directory {config}/run cannot be used" in capsys.readouterr().err
+
+
+def test_no_supervisor_carries_what_others_load() -> None:
+    """Some megabytes, as long as it runs."""
+    script = (
+        "import sys, forge_supervisor.main; loaded = {'rich', 'pygments', 'textual', 'tomlkit'} & sys.modules.keys(); "
+        "assert not loaded, loaded; import rich"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=CHECKOUT)
