@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from forge_supervisor.config_budget import Budget
 from forge_supervisor.config_control import AgentNames, Control, unknown_agents
 from forge_supervisor.config_files import ConfigError as ConfigError  # noqa: PLC0414 - part of what load() is
 from forge_supervisor.config_files import Keys, Merged, Table, dotted, key_path, merge, read
@@ -116,6 +117,8 @@ class AgentTable(Model):
     """When the agent is started again after it has ended."""
     resume: Resume = Field(default_factory=Resume)
     """What it remembers of its earlier sessions."""
+    budget: Budget = Field(default_factory=Budget)
+    """What it may use of its model in a day."""
     resources: Resources = Field(default_factory=Resources)
     """How much of the machine it may use, together with all that it starts."""
     ready_timeout_sec: Timeout = 60.0

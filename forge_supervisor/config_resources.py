@@ -114,6 +114,9 @@ class Resources(Model):
     ends the agent with the result oom-kill (MemoryMax=)."""
     memory_high: Memory = None
     """How much memory it may use before it is slowed down (MemoryHigh=)."""
+    restart_above: Memory = None
+    """How much memory it may use when it becomes idle; with more it is restarted then, and remembers. systemd has no
+    such key."""
     tasks_max: Tasks = None
     """How many processes and threads it may have (TasksMax=)."""
     cpu_quota: Quota = None

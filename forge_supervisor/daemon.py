@@ -15,6 +15,7 @@ import sdnotify
 from forge_supervisor import config, events, journal, units
 from forge_supervisor.doors import Doors
 from forge_supervisor.feed import Feed
+from forge_supervisor.guards import Guards
 from forge_supervisor.handshake import Handshake
 from forge_supervisor.observer import Observer
 from forge_supervisor.runtime import lasting_directory, runtime_directory, state_directory
@@ -97,6 +98,10 @@ class Daemon:
         )
         supervisor.settled = collector.settle
         observer.turn_ended = collector.turn_ended
+        guards = Guards(
+            collector, life_of=supervisor.lives.get, memory_of=placement.memory_of, emit=self._feed.emit
+        )
+        observer.became_idle, collector.counted = guards.is_idle, guards.counted
         reload = partial(self._reload_by_control, supervisor)
         doors = Doors(self._runtime, supervisor, placement, self._feed, reload, collector, observer)
         await doors.open()
@@ -112,6 +117,7 @@ class Daemon:
         stopping.cancel()
         outcome = (await asyncio.gather(serving, return_exceptions=True))[0]
         await observer.close()
+        await guards.close()
         if leave:
             # It has work under way in the realms; the next one reads on where this one ends.
             await collector.close()

@@ -96,6 +96,37 @@ class AgentRecovered(AgentEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTooLarge(AgentEvent):
+    """It is idle, uses more memory than resources.restart_above, both in bytes, and is restarted for that."""
+
+    name = "agent_too_large"
+    _level = "warning"
+
+    memory: int
+    restart_above: int
+
+    def sentence(self) -> str:
+        used, most = (f"{size / 2**30:.1f} GiB" for size in (self.memory, self.restart_above))
+        return f"{self.agent} uses {used}, more than {most}: it is restarted while it is idle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetExceeded(AgentEvent):
+    """What an agent has used today is more than its budget allows."""
+
+    name = "budget_exceeded"
+    _level = "warning"
+
+    tokens: int
+    cost_usd: float
+    stopped: bool
+
+    def sentence(self) -> str:
+        used = f"{self.agent} has used {self.tokens:,} tokens today (${self.cost_usd:,.2f}), more than its budget"
+        return f"{used}; it is stopped (forgectl start {self.agent})" if self.stopped else used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStartFailed(AgentEvent):
     """Nothing ran. `key` is the configuration key to look at, or empty; `next` says what happens now."""
 

@@ -89,7 +89,7 @@ class Hooks:
             case events.AgentFailed():
                 self._down.add(event.agent)
                 return "start-limit" if event.start_limit_hit or event.daily_limit_hit else "failed"
-            case events.AgentBlocked():
+            case events.AgentBlocked() | events.BudgetExceeded():
                 return "blocked"
             case events.AgentRecovered():
                 return "recovered"

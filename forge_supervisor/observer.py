@@ -53,6 +53,7 @@ class Observation:
     is_ready: bool = False
     resumed: bool = False
     """It goes on with an earlier session, and nobody has told it to go on yet."""
+    was_doing: Doing | None = None
     activity: Activity | None = None
     told: Activity | None = None
     """The trouble that was told of last, until it is over."""
@@ -88,6 +89,8 @@ class Observer:
         self._change = asyncio.Event()
         self.turn_ended: Callable[[Lifecycle], None] = lambda _: None
         """Called when an agent's turn has come to its end, well or not."""
+        self.became_idle: Callable[[Lifecycle], None] = lambda _: None
+        """Called when an agent that worked has nothing more to do."""
         self.goes_on: Callable[[Observation], None] = lambda _: None
         """Called when a session that was resumed is at its prompt, and when one has recovered."""
 
@@ -247,6 +250,9 @@ class Observer:
         before, observation.activity = observation.activity, observation.tracker.activity
         if (before and before.doing) != (observation.activity and observation.activity.doing):
             observation.since = asyncio.get_running_loop().time()
+        was_doing, observation.was_doing = observation.was_doing, observation.doing
+        if was_doing is Doing.WORKING and observation.doing is Doing.IDLE:
+            self.became_idle(observation.life)
         if before != observation.activity:
             self._supervisor.note(observation.agent.name)
             self._tell_change()

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
     from forge_supervisor.declared import Declared
 
-TAKEN_WHILE_RUNNING = frozenset({"enabled", "ready_timeout_sec", "resources", "restart", "resume", "stop_timeout_sec"})
+TAKEN_WHILE_RUNNING = frozenset(
+    {"budget", "enabled", "ready_timeout_sec", "resources", "restart", "resume", "stop_timeout_sec"}
+)
 """A change of these is taken by a running agent; any other is for its next session, and so brings that about."""
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from forge_supervisor import secrets
 from forge_supervisor.config import AgentTable, Harnesses, HarnessSettings, Library
 from forge_supervisor.config import Problem as Problem
+from forge_supervisor.harness.activity import TellsActivity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -283,6 +284,9 @@ def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Ite
     for key in sorted(harness.requires):
         if not getattr(agent, key):
             yield Problem(key=key, text=f'is missing, and the harness "{agent.harness}" needs it')
+    if agent.resources.restart_above is not None and "resources" in explicit and not isinstance(harness, TellsActivity):
+        text = f'means nothing to the harness "{agent.harness}", which does not tell when it is idle (remove it)'
+        yield Problem(key="resources.restart_above", text=text)
     yield from harness.check(agent, granted)
     yield from secrets.conflicts(agent, harness.secrets(granted))
 

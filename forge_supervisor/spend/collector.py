@@ -79,6 +79,8 @@ class Collector:
         self._of_today: dict[Who, tuple[float, int]] = {}
         self._problems: dict[Who, str] = {}
         self._closed = False
+        self.counted: Callable[[Agent], None] = lambda _: None
+        """Called when more has been counted of what an agent uses."""
 
     def begin(self, agents: list[Agent]) -> None:
         """Read what these have used while no supervisor looked, and answer from now on."""
@@ -181,6 +183,7 @@ class Collector:
             if read.records or read.marks or read.gone:
                 add = partial(self._store.add, who, read.records, read.marks, read.gone)
                 changes = await self._blocking(add)
+                self.counted(agent)
                 marks = {path: mark for path, mark in {**marks, **read.marks}.items() if path not in read.gone}
                 await self._count(who, changes)
             if not read.more and begun == self._store.begun:

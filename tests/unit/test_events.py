@@ -62,6 +62,18 @@ EVENTS: list[tuple[Event, str, str, str]] = [
     ),
     (events.AgentReady(**WHO, ready_sec=1.25), "agent_ready", "info", "scout is at its prompt (1.2 s)"),
     (
+        events.AgentTooLarge(**WHO, memory=3 * 2**30 + 2**29, restart_above=3 * 2**30),
+        "agent_too_large",
+        "warning",
+        "scout uses 3.5 GiB, more than 3.0 GiB: it is restarted while it is idle",
+    ),
+    (
+        events.BudgetExceeded(**WHO, tokens=1_234_567, cost_usd=12.3, stopped=True),
+        "budget_exceeded",
+        "warning",
+        "scout has used 1,234,567 tokens today ($12.30), more than its budget; it is stopped (forgectl start scout)",
+    ),
+    (
         events.AgentBlocked(**WHO, activity="limited", problem="resets 3pm", fix="wait"),
         "agent_blocked",
         "warning",
@@ -243,6 +255,8 @@ def test_fields_are_an_interface() -> None:
     assert fields == {
         "agent_ready": agent | {"ready_sec"},
         "agent_blocked": agent | {"activity", "problem", "fix"},
+        "agent_too_large": agent | {"memory", "restart_above"},
+        "budget_exceeded": agent | {"tokens", "cost_usd", "stopped"},
         "agent_recovered": agent | {"activity", "blocked_sec"},
         "agent_started": run,
         "agent_start_failed": agent | {"key", "problem", "n_restarts", "next"},

@@ -45,6 +45,7 @@ class ClaudeCode:
         {
             "add_dirs",
             "allowed_tools",
+            "budget",
             "discord_bot",
             "effort",
             "extra_args",
