@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.openmetrics import exposition
 
 from forge_supervisor import version
+from forge_supervisor.activity import Doing
 from forge_supervisor.memory import State
 from forge_supervisor.policy import Result
 from forge_supervisor.spend.prices import KINDS
@@ -52,9 +53,18 @@ class _Collector:
         yield GaugeMetricFamily("forge_up", "Whether the supervisor runs.", value=1)
         yield InfoMetricFamily("forge", "The supervisor.", value={"version": version()})
         yield self._states()
+        yield self._activities()
         yield from self._now()
         yield from self._counted()
         yield from self._spent()
+
+    def _activities(self) -> Metric:
+        text = "Whether that is what the agent is doing; of one that does not tell, and one that does not run, nothing."
+        family = GaugeMetricFamily("forge_agent_activity", text, labels=(*WHO, "activity"))
+        for agent in self._agents:
+            for doing in Doing if agent.activity is not None else ():
+                family.add_metric((*_who(agent), doing), agent.activity == doing)
+        return family
 
     def _states(self) -> Metric:
         text = "Whether the agent is in that state."

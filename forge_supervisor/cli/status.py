@@ -57,7 +57,9 @@ def detail(agent: Agent, screen: Sequence[str], *, now: float, coloured: bool) -
     harness = agent["harness"] + (f" ({agent['model']})" if agent["model"] else "")
     rows = {
         "State": f"{state(agent)}{_moment(agent['since_usec'], now, ' since ')}",
-        "Activity": agent["activity"],
+        "Activity": _activity(agent, now),
+        "Context": _percent(agent.get("context_percent")),
+        "Limits": _limits(agent, now),
         "User": agent["run_as"],
         "Main PID": agent["pid"],
         "Memory": memory(agent["memory"]) if agent["memory"] is not None else None,
@@ -73,6 +75,28 @@ def detail(agent: Agent, screen: Sequence[str], *, now: float, coloured: bool) -
     lines += [f"{name:>{width + 4}}: {value}" for name, value in rows.items() if value]
     lines += [f"    | {line}" for line in screen]
     return lines
+
+
+def _activity(agent: Agent, now: float) -> str | None:
+    """``limited (You've hit your limit) since Wed …; 5min ago, until Wed …; in 2h``."""
+    # An earlier supervisor tells no more than the word.
+    if agent["activity"] is None:
+        return None
+    detail = f" ({agent['activity_detail']})" if agent.get("activity_detail") else ""
+    since = _moment(agent.get("activity_since_usec"), now, " since ")
+    return f"{agent['activity']}{detail}{since}{_moment(agent.get('limited_until_usec'), now, ', until ')}"
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0f}% of the model's window"
+
+
+def _limits(agent: Agent, now: float) -> str:
+    windows = agent.get("limits", [])
+    return ", ".join(
+        f"{window['name']} {window['used_percent']:.0f}%{_moment(window['resets_usec'], now, ' until ')}"
+        for window in windows
+    )
 
 
 def state(agent: Agent) -> str:

@@ -64,6 +64,30 @@ def test_a_time_span_is_told_by_its_two_largest_units(seconds: float, told: str)
     assert status.span(seconds) == told
 
 
+def test_the_detail_tells_what_it_is_doing() -> None:
+    limited = agent(
+        "scout",
+        activity="limited",
+        activity_detail="You've hit your limit",
+        activity_since_usec=int((NOW - 300) * 1e6),
+        limited_until_usec=int((NOW + 7200) * 1e6),
+        context_percent=42.4,
+        limits=[{"name": "five_hour", "used_percent": 100.0, "resets_usec": int((NOW + 7200) * 1e6)}],
+    )
+    text = "\n".join(status.detail(limited, [], now=NOW, coloured=False))
+    assert "Activity: limited (You've hit your limit) since " in text
+    assert "; 5min ago, until " in text
+    assert "Context: 42% of the model's window" in text
+    assert "Limits: five_hour 100% until " in text
+    assert "in 2h" in text
+
+
+def test_the_detail_of_an_earlier_supervisor_has_the_word_alone() -> None:
+    text = "\n".join(status.detail(agent("scout", activity="idle"), [], now=NOW, coloured=False))
+    assert "Activity: idle" in text.splitlines()[2]
+    assert "Context" not in text
+
+
 def test_the_detail_tells_what_there_is_to_know() -> None:
     waiting = agent(
         "scout",

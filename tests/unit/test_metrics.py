@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from forge_supervisor import events, metrics, metrics_server, version
+from forge_supervisor.activity import Doing
 from forge_supervisor.control.interface import Agent
 from forge_supervisor.counts import Counts
 from forge_supervisor.memory import State
@@ -135,13 +136,14 @@ TEAM = {"agent": "scout", "user": "team"}
 def test_names_types_units_and_labels_are_an_interface() -> None:
     told = {
         name: (family.type, family.unit, tuple(sorted(family.samples[0].labels)))
-        for name, family in families(SCOUT).items()
+        for name, family in families(replace(SCOUT, activity="idle")).items()
     }
     who = ("agent", "user")
     assert told == {
         "forge_up": ("gauge", "", ()),
         "forge": ("info", "", ("version",)),
         "forge_agent_state": ("gauge", "", ("agent", "state", "user")),
+        "forge_agent_activity": ("gauge", "", ("activity", "agent", "user")),
         "forge_agent_up": ("gauge", "", who),
         "forge_agent_enabled": ("gauge", "", who),
         "forge_agent_memory_bytes": ("gauge", "bytes", who),
@@ -169,6 +171,13 @@ def test_an_agent_is_in_one_state_of_all(state: State) -> None:
     told = families(replace(SCOUT, state=state))
     assert values(told["forge_agent_state"], **TEAM) == {**dict.fromkeys(State, 0.0), state: 1.0}
     assert values(told["forge_agent_up"], **TEAM) == {"": float(state is State.RUNNING)}
+
+
+def test_an_agent_does_one_thing_of_all_or_nothing_that_is_known() -> None:
+    told = families(replace(SCOUT, activity="limited"))
+    wanted: dict[str, float] = {**dict.fromkeys(map(str, Doing), 0.0), "limited": 1.0}
+    assert values(told["forge_agent_activity"], **TEAM) == wanted
+    assert not families(SCOUT)["forge_agent_activity"].samples
 
 
 def test_what_is_known_of_an_agent_is_told_and_nothing_else() -> None:
