@@ -103,6 +103,19 @@ class Lab:
     ) -> None:
         """Start the supervisor on these agents. Each gets an API key that claude has never seen, unless it has env."""
         self.configure(agents, library)
+        self._run(patience)
+
+    def kill_and_replace(self) -> None:
+        """Have another supervisor in the place of one that is killed."""
+        assert self._daemon is not None
+        self._daemon.kill()
+        self._daemon.wait()
+        self._join()
+        self._agents.clear()
+        self._seen.clear()
+        self._run(PATIENCE_SEC)
+
+    def _run(self, patience: float) -> None:
         self._daemon = subprocess.Popen(
             [*self._supervisor(), "--log-format", "json", "--config", str(self._config)],
             stderr=subprocess.PIPE,
@@ -209,9 +222,7 @@ class Lab:
             if process is not None:
                 process.kill()
                 process.wait()
-        for thread in (self._listener, self._monitor):
-            if thread is not None:
-                thread.join()
+        self._join()
         with contextlib.suppress(KeyError):
             uid = self.uid
             wait_for(lambda: not kill_all_of(uid), f"processes of uid {uid} do not end")
@@ -219,6 +230,11 @@ class Lab:
             for left in [path for path in Path("/tmp").iterdir() if path.lstat().st_uid == uid]:
                 shutil.rmtree(left)
             subprocess.run(["userdel", "--force", self.user], check=True, capture_output=True, env={"PATH": PATH})
+
+    def _join(self) -> None:
+        for thread in (self._listener, self._monitor):
+            if thread is not None:
+                thread.join()
 
     def variables(self, **more: str) -> dict[str, str]:
         """Return what an agent's env must have to find the stand-in."""

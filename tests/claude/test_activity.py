@@ -196,6 +196,29 @@ def test_a_limit_tells_when_it_is_over(lab: Lab) -> None:
     not_restarted(lab)
 
 
+def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
+    lab.start({"scout": {**subscription(lab), "resume": {"prompt": "[from forge] go on"}}, "idler": {}})
+    lab.doing("idler", "idle")
+    lab.doing("scout", "idle")
+    until = time.time() + 3600
+    with lab.api_fails(limit(until)):
+        lab.say("scout", "one")
+        lab.doing("scout", "limited")
+        wait_for(lambda: lab.show("scout")["limited_until_usec"], "it does not tell until when")
+        lab.kill_and_replace()
+        lab.event("agent_adopted", "scout")
+        assert lab.doing("scout", "limited")["limited_until_usec"] == round(until) * 1_000_000
+        lab.doing("idler", "idle")
+    lab.say("scout", "two")
+    # The hooks that it was given by the one before reach this one.
+    assert lab.event("agent_recovered", "scout")["activity"] == "limited"
+    lab.see("scout", "ECHO [from forge] go on")
+    assert sum(event["event"] == "agent_blocked" for event in lab.events()) == 1
+    assert sum(event["event"] == "agent_ready" for event in lab.events()) == 2
+    lab.forgectl("send", "idler", "hello")
+    lab.see("idler", "ECHO hello")
+
+
 def test_an_api_that_is_back_in_time_is_no_trouble(lab: Lab) -> None:
     lab.start({"scout": {}})
     lab.doing("scout", "idle")
