@@ -284,8 +284,8 @@ class Lab:
 
         return wait_for(outcome, lambda: f"no outcome of {tool}\n{self._story(agent)}")
 
-    def see(self, agent: str, text: str) -> None:
-        wait_for(lambda: text in self.screen(agent), lambda: self._story(agent))
+    def see(self, agent: str, text: str, *, patience: float = PATIENCE_SEC) -> None:
+        wait_for(lambda: text in self.screen(agent), lambda: self._story(agent), patience)
 
     def screen(self, agent: str) -> str:
         return self.tmux("capture-pane", "-p", "-S", "-", "-t", f"=agent-{agent}:")
