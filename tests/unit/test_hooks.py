@@ -153,6 +153,20 @@ def test_which_events_are_which() -> None:
         ]
 
 
+def test_one_that_cannot_do_its_work_is_told_and_that_it_can_again() -> None:
+    @hold(Held, hook(on=["blocked", "recovered"]))
+    async def _(bench: Bench, held: Held) -> None:
+        for event in (
+            events.AgentBlocked(agent="a", run_as="team", activity="limited", problem="resets 3pm", fix="wait"),
+            events.AgentRecovered(agent="a", run_as="team", activity="limited", blocked_sec=1),
+            events.BudgetExceeded(agent="a", run_as="team", tokens=1, cost_usd=1, stopped=False),
+        ):
+            bench.feed.emit(event)
+            await some_rounds()
+        assert [told["event"] for told in held.begun] == ["blocked", "recovered", "blocked"]
+        assert held.begun[0]["fields"]["activity"] == "limited"
+
+
 def test_only_what_a_hook_waits_for_and_as_it_is_declared_when_that_happens() -> None:
     @hold(Held, hook(on=["recovered"]))
     async def _(bench: Bench, held: Held) -> None:
