@@ -191,7 +191,7 @@ class Terminal:
         """
         if len(argv) < 2:
             raise ValueError("tmux hands a single word to a shell: argv needs two words or more")
-        ours = self._rows(_AGENT, agent)
+        ours = self._rows_of(agent)
         for row in ours:
             if _lives(row):
                 raise PaneLivesError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
@@ -228,7 +228,7 @@ class Terminal:
         With none spared `open` may be called.
         """
         ended = []
-        for row in self._rows(_AGENT, agent):
+        for row in self._rows_of(agent):
             if row.pane.pid != but and _lives(row):
                 processes.clear_pane(row.pane.pid, _LEFTOVER_GRACE)
                 exit_ = self.exit_of(row.pane.id, row.pane.pid)
@@ -238,6 +238,10 @@ class Terminal:
     def panes(self) -> list[Pane]:
         """All panes of agents, dead ones too."""
         return [row.pane for row in self._rows() if row.pane.agent]
+
+    def _rows_of(self, agent: str) -> list[_Row]:
+        # Its user can have the server answer anything to anything.
+        return [row for row in self._rows(_AGENT, agent) if row.pane.agent == agent]
 
     def _rows(self, field: str = "1", value: str = "1") -> list[_Row]:
         """List the panes of which that format has that value, by default all."""
@@ -269,7 +273,7 @@ class Terminal:
         pauses = _pauses()
         while True:
             try:
-                row = next(iter(self._rows("#{pane_id}", pane_id)), None)
+                row = next((row for row in self._rows("#{pane_id}", pane_id) if row.pane.id == pane_id), None)
             except TerminalError:
                 if self.server_pid() is None:
                     return Exit(lost=True)
@@ -318,7 +322,7 @@ class Terminal:
 
     def screen(self, agent: str) -> list[str]:
         """Return the lines that the agent's pane shows, down to the last with text, in printable characters only."""
-        row = next(iter(self._rows(_AGENT, agent)), None)
+        row = next(iter(self._rows_of(agent)), None)
         if row is None:
             raise TerminalError(f"{agent} has no terminal yet")
         answer = self._server.cmd("capture-pane", "-p", target=row.pane.id)
@@ -330,7 +334,7 @@ class Terminal:
         ``clearing_key`` is typed before it, to have nothing else in the prompt. The text is the agent's as it is, but
         for control characters, which are left out.
         """
-        row = next((row for row in self._rows(_AGENT, agent) if row.pane.pid == pid), None)
+        row = next((row for row in self._rows_of(agent) if row.pane.pid == pid), None)
         if row is None or not _lives(row):
             raise TerminalError(f"{agent} has no live terminal")
         with self._typing[row.pane.id]:

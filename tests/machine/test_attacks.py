@@ -544,12 +544,13 @@ def test_five_hundred_silent_clients_of_a_launch_socket(cast: Cast) -> None:
 def lie(cast: Cast, pid: str) -> None:
     """Have mallory's tmux server say that `pid` is the process of agents' panes, whoever asks, by aliases of commands.
 
-    Of a pane `rogue` that there is not, and of every new session.
+    Of a pane `rogue` that there is not, and of every new session, and every pane that is used again.
     """
     row = f"%%77 {pid} 0 [] [] rogue-{cast.mallory}"
     lies = {
         "list-panes": f"display-message -p '{row}' ; list-windows -f 0",
         "new-session": f"display-message -p '%%78 {pid}' ; new-session",
+        "respawn-pane": f"display-message -p '%%78 {pid}' ; respawn-pane",
         "kill-pane": "run-shell",  # which takes any target
     }
     for number, (command, what) in enumerate(lies.items(), 100):
