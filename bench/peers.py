@@ -85,7 +85,7 @@ class Forge(Peer):
     unit = "forge-supervisor.service"
 
     def prepare(self, names: list[str]) -> None:
-        restart = 'restart = {policy = "always", delay_sec = 0, limit_burst = 0}\n'
+        restart = 'restart = {policy = "always", delay_sec = 0, limit_burst = 0, limit_daily = 0}\n'
         agents = [f'[agents.{name}]\ncommand = ["{PROGRAM}", "{name}"]\n' for name in names]
         defaults = f'[defaults]\nrun_as = "{USER}"\nharness = "command"\n{restart}'
         write("/etc/forge-supervisor/config.toml", defaults + "".join(agents))

@@ -27,7 +27,7 @@ DEFAULTS = """
 [defaults]
 run_as = "bench"
 harness = "command"
-restart = {policy = "always", delay_sec = 0.2, limit_burst = 0}
+restart = {policy = "always", delay_sec = 0.2, limit_burst = 0, limit_daily = 0}
 """
 # Inside, in one go: the crashes that are written down, and of each unit's main process RSS in KiB and open files.
 SAMPLE = """

@@ -394,7 +394,7 @@ def test_dbus_or_systemd_begin_anew(stage: Stage, what: str) -> None:
     """Agents run, end and start meanwhile as ever."""
     agent, crash = f"{stage.user}-plain", f"{stage.user}-crash"
     goes, comes = f"{stage.user}-goes", f"{stage.user}-comes"
-    quick = "{policy = 'always', delay_sec = 0.01, limit_burst = 0}"
+    quick = "{policy = 'always', delay_sec = 0.01, limit_burst = 0, limit_daily = 0}"
     crasher = declared(crash, stage.user, f"{BEGIN} exit 3", restart=quick)
     stage.start(crasher, declared(agent, stage.user), declared(goes, stage.user))
     stage.expect_untouched(agent)
@@ -659,7 +659,7 @@ def test_a_supervisor_that_was_frozen_starts_nothing_twice(stage: Stage) -> None
 def test_1000_fast_crashes_cost_nothing(stage: Stage) -> None:
     """As many exits as starts, each exact; neither memory nor descriptors nor units pile up."""
     herd = [f"{stage.user}-{number}" for number in range(4)]
-    always = "{policy = 'always', delay_sec = 0, limit_burst = 0}"
+    always = "{policy = 'always', delay_sec = 0, limit_burst = 0, limit_daily = 0}"
     stage.start(*(declared(name, stage.user, f"exit {code}", restart=always) for code, name in enumerate(herd, 10)))
     worker = int(stage.machine.property(f"forge-worker-{stage.user}.service", "MainPID"))
     supervisor = int(stage.machine.property(UNIT, "MainPID"))
