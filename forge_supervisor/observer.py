@@ -36,6 +36,8 @@ log = structlog.get_logger()
 
 LIMIT_GRACE = 60.0
 """Seconds after the end of a limit in which its program may go on by itself before the agent is taken for recovered."""
+_QUIET = 0.05
+"""Seconds between two looks at one session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _SHOWN = 300
 
@@ -168,12 +170,13 @@ class Observer:
         )
         if not adopted:
             observation.activity = Activity(Doing.STARTING)
-        self._wait_for_prompt(observation)
         observation.task = asyncio.create_task(self._follow(observation, life.pid))
 
     def _wait_for_prompt(self, observation: Observation) -> None:
+        # One that has been at its prompt, and seems to be no more, is about to end.
+        if observation.doing is not Doing.STARTING or observation.is_ready or observation.overdue is not None:
+            return
         life, loop = observation.life, asyncio.get_running_loop()
-        # Of one that another supervisor has seen at its prompt it is no news that it is there.
         left = life.started_at + life.agent.ready_timeout_sec - loop.time()
         if left != float("inf"):
             observation.overdue = loop.call_later(max(0.0, left), self._is_overdue, observation)
@@ -204,6 +207,8 @@ class Observer:
                 pause = _FIRST_PAUSE
                 observation.tracker.saw(Seen(Doing(known.doing), known.detail, known.login, known.login_fix))
                 self._update(observation)
+                # Its user may change the files as often as it likes.
+                await asyncio.sleep(_QUIET)
                 continue
             except WorkerLostError:
                 pass
@@ -246,6 +251,7 @@ class Observer:
         if observation.tracker.has_prompt and not observation.is_ready:
             observation.is_ready = True
             self._tell_ready(observation)
+        self._wait_for_prompt(observation)
         self._tell_trouble(observation)
         before, observation.activity = observation.activity, observation.tracker.activity
         if (before and before.doing) != (observation.activity and observation.activity.doing):
@@ -253,11 +259,13 @@ class Observer:
         was_doing, observation.was_doing = observation.was_doing, observation.doing
         if was_doing is Doing.WORKING and observation.doing is Doing.IDLE:
             self.became_idle(observation.life)
-        if before != observation.activity:
+        goes_on = observation.resumed and observation.doing is Doing.IDLE and observation.tracker.trouble is None
+        # Before it is told to go on: rather never than twice.
+        observation.resumed = observation.resumed and not goes_on
+        if before != observation.activity or goes_on:
             self._supervisor.note(observation.agent.name)
             self._tell_change()
-        if observation.resumed and observation.doing is Doing.IDLE and observation.tracker.trouble is None:
-            observation.resumed = False
+        if goes_on:
             self.goes_on(observation)
 
     def _tell_change(self) -> None:
