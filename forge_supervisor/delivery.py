@@ -13,6 +13,7 @@ from forge_supervisor import events
 from forge_supervisor.activity import Doing
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import State
+from forge_supervisor.observer import program_of
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Send
 
@@ -45,7 +46,8 @@ class Delivery:
         self._observer = observer
         self._typing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """A worker has not many threads, and two messages at once would mix."""
-        self._prompts: set[asyncio.Task[None]] = set()
+        self._prompts: dict[str, asyncio.Task[None]] = {}
+        """Those that wait to be typed, by agent: one is enough, however often it recovers meanwhile."""
 
     async def deliver(self, life: Lifecycle, text: str) -> None:
         """Type a text and Enter, once the agent is idle, and return when it has taken that as a message.
@@ -70,16 +72,16 @@ class Delivery:
 
     def go_on(self, observation: Observation) -> None:
         """Tell an agent that goes on with an earlier session what it is to be told then, if anything."""
-        prompt = observation.agent.resume.prompt
-        if prompt is not None:
-            task = asyncio.create_task(self._tell(observation.life, prompt))
-            self._prompts.add(task)
-            task.add_done_callback(self._prompts.discard)
+        name, prompt = observation.agent.name, observation.agent.resume.prompt
+        if prompt is not None and name not in self._prompts:
+            task = self._prompts[name] = asyncio.create_task(self._tell(observation.life, prompt))
+            task.add_done_callback(lambda _: self._prompts.pop(name))
 
     async def close(self) -> None:
-        for task in self._prompts:
+        tasks = [*self._prompts.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._prompts, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _tell(self, life: Lifecycle, prompt: str) -> None:
         agent = life.agent
@@ -100,6 +102,9 @@ class Delivery:
             if life.state is not State.RUNNING or life.pid is None:
                 raise NotRunningError
             observation = self._observer.of(life.agent.name)
+            if observation is None and program_of(life.agent) is not None:
+                # Its session is about to end, or we are.
+                raise NotRunningError
             if observation is None or observation.doing is Doing.IDLE:
                 return
             activity = observation.activity

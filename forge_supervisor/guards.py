@@ -86,6 +86,8 @@ class Guards:
         with contextlib.suppress(StoreError):  # it has been told
             tokens, dollars = await self._used_since(who, round(midnight.timestamp() * 1_000_000))
             budget = agent.budget
+            if self._told.get(who) == today:  # by another look, meanwhile
+                return
             if tokens > (budget.daily_tokens or tokens) or dollars > (budget.daily_usd or dollars):
                 self._told[who] = today
                 self._exceeded(agent, tokens, dollars)

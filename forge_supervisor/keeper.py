@@ -35,7 +35,7 @@ class Keeper:
             return
         try:
             self._store.write(agent, saved)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # what cannot be written, be it for what it says
             if not self._unsaved:
                 text = f"the state of agents cannot be saved, so another supervisor will not know them: {error}"
                 self._emit(events.StateProblem(problem=text))

@@ -95,6 +95,8 @@ def _opened(letter: bytes) -> tuple[str, dict[str, Any]] | None:
     invocation, _, told = letter.partition(b"\n")
     try:
         values = json.loads(told)
+        # JSON can hold half a character, which nothing can write down.
+        json.dumps(values, ensure_ascii=False).encode()
         return (invocation.decode("ascii"), values) if isinstance(values, dict) else None
     except (ValueError, RecursionError):
         return None

@@ -89,6 +89,7 @@ class Observer:
         self._left: dict[str, SavedActivity] = {}
         """Of sessions that an earlier supervisor has seen, and of those that have ended."""
         self._change = asyncio.Event()
+        self._closed = False
         self.turn_ended: Callable[[Lifecycle], None] = lambda _: None
         """Called when an agent's turn has come to its end, well or not."""
         self.became_idle: Callable[[Lifecycle], None] = lambda _: None
@@ -124,7 +125,7 @@ class Observer:
     def heard(self, name: str | None, event: events.Event | None) -> None:
         """Take note of sessions that begin and end."""
         life = None if name is None else self._supervisor.lives.get(name)
-        if life is None:
+        if life is None or self._closed:
             return
         match event:
             case events.AgentStarted():
@@ -146,7 +147,11 @@ class Observer:
 
     async def close(self) -> None:
         tasks = [observation.task for observation in self._observed.values() if observation.task is not None]
+        self._closed = True
         for name in [*self._observed]:
+            # It is still to be written down for the next supervisor.
+            if (known := self.saved(name)) is not None:
+                self._left[name] = known
             self._end(name)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._mailbox.close()
@@ -154,7 +159,7 @@ class Observer:
     def _begin(self, life: Lifecycle, known: SavedActivity, *, adopted: bool = False) -> None:
         name = life.agent.name
         self._end(name)
-        program = _program_of(life.agent)
+        program = program_of(life.agent)
         if program is None or life.pid is None:
             return
         observation = self._observed[name] = Observation(
@@ -264,6 +269,8 @@ class Observer:
         observation.resumed = observation.resumed and not goes_on
         if before != observation.activity or goes_on:
             self._supervisor.note(observation.agent.name)
+        # What is wrong hides what it does from people, not from who waits to type.
+        if before != observation.activity or goes_on or was_doing != observation.doing:
             self._tell_change()
         if goes_on:
             self.goes_on(observation)
@@ -346,7 +353,8 @@ class Observer:
         self.emit(events.AgentWarning(agent=agent.name, run_as=agent.run_as, key="", problem=problem))
 
 
-def _program_of(agent: Agent) -> TellsActivity | None:
+def program_of(agent: Agent) -> TellsActivity | None:
+    """Return its harness, if that tells what it is doing."""
     with contextlib.suppress(LookupError):
         program: object = harness.load(agent.harness)
         return program if isinstance(program, TellsActivity) else None

@@ -123,3 +123,10 @@ def test_the_trouble_is_for_people() -> None:
     told = {"hook_event_name": "StopFailure", "error": "rate_limit", "last_assistant_message": "Your limit is reached"}
     wanted = Activity(Doing.LIMITED, "Your limit is reached", "wait until the limit is over")
     assert activity.reported(told).trouble == wanted
+
+
+def test_a_session_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    observed(tmp_path, "{}")
+    with (tmp_path / ".claude/sessions/7.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    assert observed(tmp_path, None) is None

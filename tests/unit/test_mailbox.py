@@ -79,7 +79,12 @@ def test_what_is_too_long_is_shortened() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("told", [b"", b"[]", b"{", b'{"a":' * 100_000, b"\xff\xfe", b"x" * 300_000])
+HALF_A_CHARACTER = (b'{"a": "\\ud800"}', b'{"\\ud800": 1}', b'{"a": [{"b": "\\udfff"}]}')
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b"[]", b"{", b'{"a":' * 100_000, b"\xff\xfe", b"x" * 300_000, *HALF_A_CHARACTER]
+)
 def test_nonsense_is_dropped_and_the_next_one_read(told: bytes) -> None:
     async def scene() -> None:
         box = Box()

@@ -42,6 +42,8 @@ _TROUBLES = {
 }
 """By the `error` of StopFailure. Others are a matter of the turn, and the next one may well succeed."""
 _LONGEST = 300
+_MOST_BYTES = 1 << 20
+"""Of a session's file, which has a few hundred."""
 
 
 def hook(subject: Subject) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def observe(subject: Subject, paths: Paths, pid: int) -> Seen | None:
     login = {"login": _login(subject, paths), "login_fix": f"sudo -iu {subject.agent.run_as} claude, then /login"}
     try:
         with open_regular(_session_file(subject, paths, pid)) as file:
-            session = json.load(file)
+            session = json.loads(file.read(_MOST_BYTES))
         # In a state that we have never heard of it has something to do.
         doing = _DOING.get(session["status"], Doing.WORKING)
         return Seen(doing, str(session.get("waitingFor") or "")[:_LONGEST], **login)
