@@ -87,7 +87,7 @@ class Daemon:
             changed=self._changed,
         )
         observer = Observer(supervisor, self._feed.emit)
-        supervisor.activity_of = observer.saved
+        supervisor.activity_of, supervisor.troubles = observer.saved, observer.troubles
         self._collector = collector = Collector(
             lasting_directory() / NAME,
             self._prices(),

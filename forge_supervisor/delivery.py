@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from forge_supervisor import events
+from forge_supervisor import events, harness
 from forge_supervisor.activity import Doing
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.memory import State
-from forge_supervisor.observer import program_of
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Send
 
@@ -102,7 +101,7 @@ class Delivery:
             if life.state is not State.RUNNING or life.pid is None:
                 raise NotRunningError
             observation = self._observer.of(life.agent.name)
-            if observation is None and program_of(life.agent) is not None:
+            if observation is None and harness.that_tells_activity(life.agent.harness) is not None:
                 # Its session is about to end, or we are.
                 raise NotRunningError
             if observation is None or observation.doing is Doing.IDLE:

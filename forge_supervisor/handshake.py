@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import launch
 from forge_supervisor.config import Problem
+from forge_supervisor.runtime import bound_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -100,15 +101,8 @@ class Handshake:
                 return
             # Somebody has removed it, or the directory.
             self._servers.pop(uid).close()
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening = bound_for(uid, path, socket.SOCK_STREAM)
         try:
-            listening.bind(str(path))
-            # To connect takes the right to write, unix(7).
-            path.chmod(0o600)
-            if uid != os.geteuid():
-                os.chown(path, uid, -1)
             self._servers[uid] = await asyncio.start_unix_server(self._welcome, sock=listening, limit=256, backlog=64)
         except BaseException:
             listening.close()

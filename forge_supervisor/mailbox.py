@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.report import MOST_BYTES
-from forge_supervisor.runtime import runtime_directory
+from forge_supervisor.runtime import bound_for, runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,19 +48,8 @@ class Mailbox:
                 return
             # Somebody has removed it, or the directory.
             self._close(uid)
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        path.unlink(missing_ok=True)
-        receiving = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            receiving.bind(str(path))
-            # To send takes the right to write, unix(7).
-            path.chmod(0o600)
-            if uid != os.geteuid():
-                os.chown(path, uid, -1)
-        except BaseException:
-            receiving.close()
-            raise
-        self._sockets[uid] = receiving
+        receiving = self._sockets[uid] = bound_for(uid, path, socket.SOCK_DGRAM)
+        receiving.setblocking(False)
         asyncio.get_running_loop().add_reader(receiving, self._empty, uid)
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ import structlog
 from forge_supervisor import events, harness, journal
 from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Seen, Tracker
 from forge_supervisor.handshake import LaunchError
-from forge_supervisor.harness.activity import TellsActivity
 from forge_supervisor.mailbox import Mailbox
 from forge_supervisor.saved import SavedActivity
 from forge_supervisor.worker.client import WorkerError, WorkerLostError
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor.agent import Lifecycle
     from forge_supervisor.config import Agent
+    from forge_supervisor.harness.activity import TellsActivity
     from forge_supervisor.mailbox import Letter
     from forge_supervisor.supervisor import Supervisor
     from forge_supervisor.worker.messages import Observed
@@ -40,7 +40,6 @@ _QUIET = 0.05
 """Seconds between two looks at one session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _SHOWN = 300
-
 
 
 @dataclass(eq=False, slots=True)
@@ -109,6 +108,12 @@ class Observer:
         observation = self._observed.get(agent)
         return observation is None or observation.doing not in {Doing.IDLE, Doing.WAITING}
 
+    def troubles(self) -> dict[str, Doing]:
+        """Tell of agents why they do not work, as far as that has been told."""
+        left = {name: known.told for name, known in self._left.items()}
+        told = left | {name: observation.told for name, observation in self._observed.items()}
+        return {name: trouble.doing for name, trouble in told.items() if trouble is not None}
+
     def saved(self, agent: str) -> SavedActivity | None:
         """Tell what another supervisor has to know of the agent's session."""
         observation = self._observed.get(agent)
@@ -137,9 +142,7 @@ class Observer:
             case events.AgentAdopted():
                 self._begin(life, self._left.pop(life.agent.name, SavedActivity(is_ready=True)), adopted=True)
             case events.AgentExited():
-                if (known := self.saved(life.agent.name)) is not None:
-                    self._left[life.agent.name] = known
-                self._end(life.agent.name)
+                self._leave(life.agent.name)
 
     async def change(self) -> None:
         """Return when any activity is not as it was."""
@@ -149,17 +152,14 @@ class Observer:
         tasks = [observation.task for observation in self._observed.values() if observation.task is not None]
         self._closed = True
         for name in [*self._observed]:
-            # It is still to be written down for the next supervisor.
-            if (known := self.saved(name)) is not None:
-                self._left[name] = known
-            self._end(name)
+            self._leave(name)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._mailbox.close()
 
     def _begin(self, life: Lifecycle, known: SavedActivity, *, adopted: bool = False) -> None:
         name = life.agent.name
         self._end(name)
-        program = program_of(life.agent)
+        program = harness.that_tells_activity(life.agent.harness)
         if program is None or life.pid is None:
             return
         observation = self._observed[name] = Observation(
@@ -185,6 +185,12 @@ class Observer:
         left = life.started_at + life.agent.ready_timeout_sec - loop.time()
         if left != float("inf"):
             observation.overdue = loop.call_later(max(0.0, left), self._is_overdue, observation)
+
+    def _leave(self, name: str) -> None:
+        """End it, and keep what is known of it: for the agent's next session, or the next supervisor."""
+        if (known := self.saved(name)) is not None:
+            self._left[name] = known
+        self._end(name)
 
     def _end(self, name: str) -> None:
         observation = self._observed.pop(name, None)
@@ -351,14 +357,6 @@ class Observer:
     def _warn(self, observation: Observation, problem: str) -> None:
         agent = observation.agent
         self.emit(events.AgentWarning(agent=agent.name, run_as=agent.run_as, key="", problem=problem))
-
-
-def program_of(agent: Agent) -> TellsActivity | None:
-    """Return its harness, if that tells what it is doing."""
-    with contextlib.suppress(LookupError):
-        program: object = harness.load(agent.harness)
-        return program if isinstance(program, TellsActivity) else None
-    return None
 
 
 def _summed_up(lines: Iterable[str]) -> str:

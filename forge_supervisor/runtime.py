@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,23 @@ def runtime_directory() -> Path:
     own = os.environ.get("XDG_RUNTIME_DIR")
     # only_one() refuses one in /tmp that somebody else has made.
     return Path(own) / "forge-supervisor" if own else Path(f"/tmp/forge-supervisor-{os.geteuid()}")  # noqa: S108
+
+
+def bound_for(uid: int, path: Path, kind: socket.SocketKind) -> socket.socket:
+    """Bind a socket to the path, in place of whatever is there, that this user alone can reach. Raises OSError."""
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    path.unlink(missing_ok=True)
+    bound = socket.socket(socket.AF_UNIX, kind)
+    try:
+        bound.bind(str(path))
+        # To connect, and to send, takes the right to write, unix(7).
+        path.chmod(0o600)
+        if uid != os.geteuid():
+            os.chown(path, uid, -1)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 def state_directory(runtime: Path) -> Path:

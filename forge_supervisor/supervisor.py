@@ -28,6 +28,7 @@ from forge_supervisor.status import summed_up
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
+    from forge_supervisor.activity import Doing
     from forge_supervisor.config import Config
     from forge_supervisor.handshake import Handshake
     from forge_supervisor.realm import Realm
@@ -75,6 +76,8 @@ class Supervisor:
         """Returns when nothing more is to be asked of the realm of an agent that has ended."""
         self.activity_of: Callable[[str], SavedActivity | None] = lambda _: None
         """What another supervisor has to know of what an agent is doing."""
+        self.troubles: Callable[[], Mapping[str, Doing]] = dict
+        """Why agents that run do not work."""
         self.ending = False
         """Whether it stops or leaves all agents: whatever is begun now would be nobody's."""
         self._change = asyncio.Event()
@@ -257,9 +260,7 @@ class Supervisor:
 
     def status(self) -> str:
         """Sum up in one line: ``3 running, 1 failed: scout (exit code 1)``."""
-        known = {name: self.activity_of(name) for name in self._lives}
-        troubles = {name: found.told.doing for name, found in known.items() if found is not None and found.told}
-        return summed_up(self._lives.values(), self._kept, troubles)
+        return summed_up(self._lives.values(), self._kept, self.troubles())
 
     async def _is_better_kept(self, declared: Declared, all_: dict[str, Declared]) -> bool:
         name = declared.agent.name

@@ -11,6 +11,7 @@ wants on disk is data (`File`, `Link`, `JsonSeed`) and is written by workspace.p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from forge_supervisor import secrets
 from forge_supervisor.config import AgentTable, Harnesses, HarnessSettings, Library
 from forge_supervisor.config import Problem as Problem
 from forge_supervisor.harness.activity import TellsActivity
+from forge_supervisor.harness.transcripts import KeepsTranscripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -187,6 +189,24 @@ def names() -> list[str]:
 def load(name: str) -> Harness:
     """Import and make the harness of that name. Raises LookupError if none is registered."""
     return _maker(name)()
+
+
+def that_tells_activity(name: str) -> TellsActivity | None:
+    """Make the harness of that name, if there is one that tells what its sessions are doing."""
+    program = _installed(name)
+    return program if isinstance(program, TellsActivity) else None
+
+
+def that_keeps_transcripts(name: str) -> KeepsTranscripts | None:
+    """Make the harness of that name, if there is one whose program keeps transcripts."""
+    program = _installed(name)
+    return program if isinstance(program, KeepsTranscripts) else None
+
+
+def _installed(name: str) -> object:
+    with contextlib.suppress(LookupError):
+        return load(name)
+    return None
 
 
 @cache

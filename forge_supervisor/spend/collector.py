@@ -17,7 +17,6 @@ import structlog
 
 from forge_supervisor import events, harness
 from forge_supervisor.handshake import LaunchError
-from forge_supervisor.harness.transcripts import KeepsTranscripts
 from forge_supervisor.memory import State
 from forge_supervisor.spend.store import StoreError, UsageStore
 from forge_supervisor.spend.totals import Total, Totals
@@ -131,7 +130,8 @@ class Collector:
         self._thread.shutdown(wait=False)
 
     def _wait_for(self, name: str, life: Lifecycle) -> None:
-        if life.state in _RUNNING and self._is_working(name) and _keeps_transcripts(life.agent) and not self._closed:
+        works = life.state in _RUNNING and self._is_working(name)
+        if works and _keeps_transcripts(life.agent.harness) and not self._closed:
             self._due[name] = self._loop.call_later(INTERVAL, self._is_due, name)
 
     def _is_due(self, name: str) -> None:
@@ -144,7 +144,7 @@ class Collector:
 
     def _read_soon(self, agent: Agent) -> None:
         who = (agent.name, agent.run_as)
-        if self._closed or not _keeps_transcripts(agent):
+        if self._closed or not _keeps_transcripts(agent.harness):
             return
         if who in self._reading:
             self._again.add(who)
@@ -227,14 +227,6 @@ class Collector:
             self._emit(events.UsageProblem(problem=f"what {who[0]} uses is not counted for now: {problem}"))
 
 
-def _keeps_transcripts(agent: Agent) -> bool:
-    return _has_transcripts(agent.harness)
-
-
 @cache
-def _has_transcripts(name: str) -> bool:
-    try:
-        program: object = harness.load(name)
-    except LookupError:
-        return False
-    return isinstance(program, KeepsTranscripts)
+def _keeps_transcripts(harness_name: str) -> bool:
+    return harness.that_keeps_transcripts(harness_name) is not None

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from forge_supervisor import harness
 from forge_supervisor.config import Agent
 from forge_supervisor.harness import Subject
-from forge_supervisor.harness.activity import TellsActivity
 from forge_supervisor.worker.actions import ActionError
 from forge_supervisor.worker.changes import Changes
 from forge_supervisor.worker.messages import Observed
@@ -29,8 +28,8 @@ class Observing:
 
     async def observe(self, request: Observe) -> Observed:
         agent = Agent.model_validate(request.agent)
-        program = harness.load(agent.harness)
-        if not isinstance(program, TellsActivity):
+        program = harness.that_tells_activity(agent.harness)
+        if program is None:
             raise ActionError(f"the harness {agent.harness} does not tell what it is doing")
         # That there is a secret says enough.
         subject = Subject(agent, secrets=dict.fromkeys(request.secrets, "secret"))

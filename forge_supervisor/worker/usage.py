@@ -6,7 +6,6 @@ the messages' ids.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
@@ -19,7 +18,6 @@ from pydantic import ValidationError
 
 from forge_supervisor import harness
 from forge_supervisor.config import Agent
-from forge_supervisor.harness.transcripts import KeepsTranscripts
 from forge_supervisor.worker.messages import MOST_TRANSCRIPTS, MOST_USAGE, Mark, UsageRead, UsageRecord
 from forge_supervisor.worker.preparation import paths_of
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from forge_supervisor.harness.transcripts import MessageUsage
+    from forge_supervisor.harness.transcripts import KeepsTranscripts, MessageUsage
     from forge_supervisor.worker.messages import ReadUsage
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -42,18 +40,11 @@ _COMPARED = 4096
 
 def read(request: ReadUsage, home: Path) -> UsageRead:
     agent = Agent.model_validate(request.agent)
-    program = _program(agent)
+    program = harness.that_keeps_transcripts(agent.harness)
     if program is None:
         return UsageRead(records=[], marks={}, gone=[], more=False)
     there = program.transcripts(agent, paths_of(agent, home))
     return Reading(program, request.marks).run(there)
-
-
-def _program(agent: Agent) -> KeepsTranscripts | None:
-    with contextlib.suppress(LookupError):
-        program: object = harness.load(agent.harness)
-        return program if isinstance(program, KeepsTranscripts) else None
-    return None
 
 
 @dataclass

@@ -47,6 +47,17 @@ def kill(lab: Lab, pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def cleared(lab: Lab) -> tuple[int, str]:
+    """Have the agent in a new session after one in which it was told of tulips; return its pid and that one."""
+    lab.start({"scout": {}})
+    pid = lab.prompt("scout")
+    first = session_of(lab)
+    tell(lab, "the word is tulip")
+    lab.say("scout", "/clear")
+    wait_for(lambda: session_of(lab) != first, "it does not tell of its new session")
+    return pid, first
+
+
 def explained(lab: Lab) -> list[str]:
     argv: list[str] = json.loads(lab.command("explain", "scout", "--json").stdout)["argv"]
     return argv
@@ -81,12 +92,7 @@ def test_a_stop_in_good_order_is_no_reason_to_forget(lab: Lab) -> None:
 
 def test_what_was_cleared_stays_so(lab: Lab) -> None:
     """Trap: after /clear the newest transcript is the old one, until something is said."""
-    lab.start({"scout": {}})
-    pid = lab.prompt("scout")
-    first = session_of(lab)
-    tell(lab, "the word is tulip")
-    lab.say("scout", "/clear")
-    wait_for(lambda: session_of(lab) != first, "it does not tell of its new session")
+    pid, first = cleared(lab)
     kill(lab, pid)
     pid = lab.prompt("scout", 2)
     assert session_of(lab) != first
@@ -109,12 +115,7 @@ def test_one_that_is_killed_before_a_word_is_written_just_starts(lab: Lab) -> No
 
 
 def test_a_session_that_somebody_went_back_to_is_followed(lab: Lab) -> None:
-    lab.start({"scout": {}})
-    pid = lab.prompt("scout")
-    first = session_of(lab)
-    tell(lab, "the word is tulip")
-    lab.say("scout", "/clear")
-    wait_for(lambda: session_of(lab) != first, "it does not tell of its new session")
+    pid, first = cleared(lab)
     tell(lab, "the word is rose")
     lab.say("scout", f"/resume {first}")
     wait_for(lambda: session_of(lab) == first, "it does not tell that it went back")

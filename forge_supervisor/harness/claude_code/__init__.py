@@ -90,8 +90,9 @@ class ClaudeCode:
         program = find_program(subject.settings.binary or "claude", paths.search, home=paths.home)
         instructions = File(paths.state / "CLAUDE.md", f"# {agent.name}\n\n{agent.role}\n", ("role",))
         bot = granted.bot
+        session = sessions.next_of(subject, paths)
         return LaunchPlan(
-            argv=(str(program), *_options(subject, paths)),
+            argv=(str(program), *_options(subject, paths, session)),
             cwd=paths.state,
             env={**settings.environment(subject), **(discord.environment(bot, paths) if bot is not None else {})},
             folders=(*settings.barrier(paths), *((paths.discord,) if bot is not None else ())),
@@ -99,7 +100,7 @@ class ClaudeCode:
                 instructions,
                 *grants.files(granted, paths),
                 *settings.files(subject, paths),
-                sessions.file(subject, paths),
+                session.file(paths),
                 *(discord.files(bot, paths) if bot is not None else ()),
             ),
             links=tuple(grants.links(subject, paths)),
@@ -108,7 +109,7 @@ class ClaudeCode:
                 *(discord.seeds(subject, paths) if bot is not None else ()),
                 *_forgotten_failures(subject, paths),
             ),
-            resumes=sessions.is_resumed(subject, paths),
+            resumes=session.is_resumed,
         )
 
     def watched(self, subject: Subject, paths: Paths, pid: int) -> Sequence[Path]:
@@ -147,7 +148,7 @@ class ClaudeCode:
         return transcripts.usage_in(line)
 
 
-def _options(subject: Subject, paths: Paths) -> Iterator[str]:
+def _options(subject: Subject, paths: Paths, session: sessions.Next) -> Iterator[str]:
     agent = subject.agent
     if agent.model is not None:
         yield from ("--model", agent.model)
@@ -167,7 +168,7 @@ def _options(subject: Subject, paths: Paths) -> Iterator[str]:
     if settings.is_unattended(agent):
         # In one word: the option takes any number of values.
         yield f"--disallowedTools={','.join(_ASKING)}"
-    yield from sessions.options(subject, paths)
+    yield from session.options()
     yield from agent.extra_args
 
 

@@ -14,9 +14,11 @@ import os
 import re
 import shlex
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forge_supervisor.harness import File
+from forge_supervisor.harness.claude_code import transcripts
 from forge_supervisor.harness.claude_code.login import config_home, open_regular, read_text
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from forge_supervisor.policy import Exit
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LONGEST = 200
-"""Characters of a project's directory in full; of a longer one the rest is a hash."""
 # Without blanks, as a narrow terminal breaks lines. The first is said of a transcript that is missing or in which there
 # is nothing to be read, the second of one that cannot be read.
 _UNRESUMABLE = re.compile(rf"(NoconversationfoundwithsessionID:|Failedtoresumesession){_ID.pattern}")
@@ -39,25 +39,25 @@ def file_of(paths: Paths) -> Path:
     return paths.launch / "session"
 
 
-def options(subject: Subject, paths: Paths) -> Iterator[str]:
-    """Make the arguments by which claude goes on with the agent's session, or begins one."""
-    session, is_resumed = _next(subject, paths)
-    if is_resumed:
-        yield from ("--resume", session)
-        # Otherwise it goes on with the appended instructions of then, whatever the file says now.
-        yield from ("--system-prompt-snapshot", "off")
-    else:
-        yield from ("--session-id", session)
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The session that an agent's next start is in."""
 
+    id: str
+    is_resumed: bool
 
-def is_resumed(subject: Subject, paths: Paths) -> bool:
-    return _next(subject, paths)[1]
+    def options(self) -> Iterator[str]:
+        """Make the arguments by which claude goes on with it, or begins it."""
+        if self.is_resumed:
+            yield from ("--resume", self.id)
+            # Otherwise it goes on with the appended instructions of then, whatever the file says now.
+            yield from ("--system-prompt-snapshot", "off")
+        else:
+            yield from ("--session-id", self.id)
 
-
-def file(subject: Subject, paths: Paths) -> File:
-    """Make the file that says which session is the agent's."""
-    session, _ = _next(subject, paths)
-    return File(file_of(paths), f"{session}\n", ("resume",))
+    def file(self, paths: Paths) -> File:
+        """Make the file that says that it is the agent's."""
+        return File(file_of(paths), f"{self.id}\n", ("resume",))
 
 
 def hook(paths: Paths) -> dict[str, str]:
@@ -72,26 +72,28 @@ def unresumable(exit_: Exit, screen: Sequence[str]) -> bool:
     return exit_.code == 1 and _UNRESUMABLE.search("".join("".join(screen).split())) is not None
 
 
-def _next(subject: Subject, paths: Paths) -> tuple[str, bool]:
-    """Name the agent's next session, and tell whether it is resumed."""
+def next_of(subject: Subject, paths: Paths) -> Next:
+    """Choose the agent's next session."""
     known = read_text(file_of(paths)).strip()
     if subject.fresh or not _ID.fullmatch(known):
-        return subject.new_id, False
+        return Next(subject.new_id, is_resumed=False)
     transcript = _transcript(known, subject.env, paths)
     if transcript is None:
-        return known, False
+        return Next(known, is_resumed=False)
     # Claude begins no session by the name of which there is anything.
-    return (subject.new_id, False) if _is_wordless(transcript) else (known, True)
+    if _is_wordless(transcript):
+        return Next(subject.new_id, is_resumed=False)
+    return Next(known, is_resumed=True)
 
 
 def _transcript(session: str, env: Mapping[str, str], paths: Paths) -> Path | None:
     """Find what has the name of the session's transcript, whatever it is."""
-    name = re.sub(r"[^a-zA-Z0-9]", "-", os.path.realpath(paths.state))
+    name = transcripts.name_of(paths)
     projects = config_home(env, paths) / "projects"
     directories = [projects / name]
-    if len(name) > _LONGEST:
+    if len(name) > transcripts.LONGEST_NAME:
         with suppress(OSError):
-            directories = [*projects.glob(f"{name[:_LONGEST]}-*")]
+            directories = [*projects.glob(f"{name[:transcripts.LONGEST_NAME]}-*")]
     found = (directory / f"{session}.jsonl" for directory in directories)
     return next((path for path in found if os.path.lexists(path)), None)
 

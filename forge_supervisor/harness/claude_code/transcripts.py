@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from forge_supervisor.config import Agent
     from forge_supervisor.harness import Paths
 
-_LONGEST_NAME = 200
+LONGEST_NAME = 200
 """Of a directory of transcripts; of a longer path claude takes that much, and a checksum."""
 _BEGINNING = b'{"parentUuid":'
 _SYNTHETIC = "<synthetic>"
@@ -32,17 +32,21 @@ _SYNTHETIC = "<synthetic>"
 
 def files(agent: Agent, paths: Paths) -> Iterator[Path]:
     projects = config_home(agent.env, paths) / "projects"
-    for name in _names(projects, Path(os.path.realpath(paths.state))):
+    for name in _names(projects, name_of(paths)):
         for directory, _, inner in os.walk(projects / name):
             yield from (Path(directory, file) for file in inner if file.endswith(".jsonl"))
 
 
-def _names(projects: Path, directory: Path) -> Iterator[str]:
-    name = re.sub("[^a-zA-Z0-9]", "-", str(directory))
+def name_of(paths: Paths) -> str:
+    """Name the directory of the agent's transcripts, as it would be were it not too long."""
+    return re.sub("[^a-zA-Z0-9]", "-", os.path.realpath(paths.state))
+
+
+def _names(projects: Path, name: str) -> Iterator[str]:
     # Where a session goes on once it has moved to a working tree of its own.
     beginnings = [f"{name}--claude-worktrees-"]
-    if len(name) > _LONGEST_NAME:
-        beginnings = [f"{name[:_LONGEST_NAME]}-"]
+    if len(name) > LONGEST_NAME:
+        beginnings = [f"{name[:LONGEST_NAME]}-"]
     try:
         there = sorted(entry.name for entry in os.scandir(projects))
     except OSError:
