@@ -88,7 +88,9 @@ class Tracker:
     seen: Seen | None = None
     gauges: Gauges = field(default_factory=Gauges)
     _overdue: str | None = None
-    _proved_login: str | None = None
+    _login: str | None = None
+    """The one that was seen last."""
+    _has_answered: bool = False
 
     @property
     def activity(self) -> Activity | None:
@@ -107,7 +109,7 @@ class Tracker:
             return self.failed
         if seen.doing is Doing.STARTING:
             return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
-        if not seen.login and self._proved_login is None:
+        if not seen.login and not self._has_answered:
             return Activity(Doing.LOGGED_OUT, "there is no login", seen.login_fix)
         return self.failed
 
@@ -116,39 +118,44 @@ class Tracker:
         return self.seen is not None and self.seen.doing is not Doing.STARTING
 
     def saw(self, seen: Seen) -> None:
-        before, self.seen = self.seen, seen
-        is_new_login = before is not None and seen.login not in {"", before.login}
-        if is_new_login and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
+        is_another = self._login is not None and seen.login not in {"", self._login}
+        if is_another and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
             self.failed = None
+        self.seen, self._login = seen, seen.login
         if seen.doing is not Doing.STARTING:
             self._overdue = None
 
-    def heard(self, reported: Reported) -> None:
+    def is_unseen(self) -> None:
+        """Take note that its files cannot be looked at any more."""
+        self.seen = None
+
+    def heard(self, reported: Reported, now: float) -> None:
+        """Take note of what a hook tells; `now` is in seconds since 1970."""
         if reported.gauges is not None:
             self.gauges = reported.gauges
         if reported.turn == "ended":
             # A turn that came to its end has had an answer.
             self.failed = None
-            self._proved_login = "" if self.seen is None else self.seen.login
+            self._has_answered = True
         elif reported.turn == "failed":
             self.failed = reported.trouble
-        self._date_limit()
+        self._date_limit(now)
 
     def is_overdue(self, shown: str) -> None:
         """Take note that it should have been at its prompt by now; `shown` is on its screen."""
         if not self.has_prompt:
             self._overdue = shown
 
-    def limit_is_over(self) -> None:
-        """Take note that the time has come."""
-        if self.failed is not None and self.failed.doing is Doing.LIMITED:
+    def time_passes(self, now: float) -> None:
+        """Have a limit be over whose end has come; `now` is in seconds since 1970."""
+        if self.failed is not None and self.failed.until is not None and self.failed.until <= now:
             self.failed = None
 
-    def _date_limit(self) -> None:
-        """Have a limit end when the last window that is used up does."""
+    def _date_limit(self, now: float) -> None:
+        """Have a limit end when the last window that is used up does; one that has ended says nothing about it."""
         if self.failed is None or self.failed.doing is not Doing.LIMITED:
             return
         used_up = [window.resets_at for window in self.gauges.windows if window.used_percent >= 100]
-        ends = [end for end in used_up if end is not None]
+        ends = [end for end in used_up if end is not None and end > now]
         if ends:
             self.failed = replace(self.failed, until=max(ends))

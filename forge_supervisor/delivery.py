@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from forge_supervisor.agent import Lifecycle
-    from forge_supervisor.observer import Observation, Observer
+    from forge_supervisor.observation import Observation
+    from forge_supervisor.observer import Observer
     from forge_supervisor.supervisor import Supervisor
 
 log = structlog.get_logger()
 
 CONFIRMED_WITHIN = 10.0
 """Seconds from Enter to the hook that tells that a turn has begun."""
+SHOWN_WITHIN = 1.0
+"""Seconds from that hook until the session's files show it as well."""
 _COMPARED = 1000
 """Characters of a message by which it is known again."""
 
@@ -46,46 +49,65 @@ class Delivery:
         self._typing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """A worker has not many threads, and two messages at once would mix."""
         self._prompts: dict[str, asyncio.Task[None]] = {}
-        """Those that wait to be typed, by agent: one is enough, however often it recovers meanwhile."""
+        """Those that wait to be typed, by invocation: one is enough, however often it recovers meanwhile."""
+        self._submitting: set[asyncio.Task[None]] = set()
 
-    async def deliver(self, life: Lifecycle, text: str) -> None:
+    async def deliver(self, life: Lifecycle, text: str, *, invocation: str | None = None) -> None:
         """Type a text and Enter, once the agent is idle, and return when it has taken that as a message.
 
-        Of an agent that does not tell what it is doing: at once, and return when it has read it. Raises NotRunningError
-        and UndeliveredError.
+        Of an agent that does not tell what it is doing: at once, and return when it has read it. `invocation`: to that
+        session or none. Raises NotRunningError and UndeliveredError.
         """
         # JSON can hold half a character, and nothing else can.
         text = text.encode(errors="ignore").decode()
         observation = self._observer.of(life.agent.name)
         if observation is not None and (why := observation.program.unsendable(text)) is not None:
             raise UndeliveredError(f"nothing was typed: it {why}")
-        async with self._typing[life.agent.name]:
-            await self._until_idle(life)
-            observation = self._observer.of(life.agent.name)
-            if observation is None:
-                await self._type(life, text)
-                return
-            async with _beginning(observation) as began:
-                await self._type(life, text, observation.program.clearing_key)
-                await _confirm(began, text)
+        typing = self._typing[life.agent.name]
+        await typing.acquire()
+        try:
+            await self._until_idle(life, invocation)
+        except BaseException:
+            typing.release()
+            raise
+        # What is being typed cannot be called back, and until it has been taken nobody else's turn has come.
+        submitting = asyncio.create_task(self._submit(life, text))
+        self._submitting.add(submitting)
+        submitting.add_done_callback(self._submitting.discard)
+        submitting.add_done_callback(lambda _: typing.release())
+        await asyncio.shield(submitting)
+
+    async def _submit(self, life: Lifecycle, text: str) -> None:
+        observation = self._observer.of(life.agent.name)
+        if observation is None:
+            await self._type(life, text)
+            return
+        turns_ended = observation.turns_ended
+        async with _beginning(observation) as began:
+            await self._type(life, text, observation.program.clearing_key)
+            await _confirm(began, text)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHOWN_WITHIN):
+                while observation.is_idle and observation.turns_ended == turns_ended:
+                    await self._observer.change()
 
     def go_on(self, observation: Observation) -> None:
         """Tell an agent that goes on with an earlier session what it is to be told then, if anything."""
-        name, prompt = observation.agent.name, observation.agent.resume.prompt
-        if prompt is not None and name not in self._prompts:
-            task = self._prompts[name] = asyncio.create_task(self._tell(observation.life, prompt))
-            task.add_done_callback(lambda _: self._prompts.pop(name))
+        invocation, prompt = observation.invocation, observation.agent.resume.prompt
+        if prompt is not None and invocation not in self._prompts:
+            task = self._prompts[invocation] = asyncio.create_task(self._tell(observation, prompt))
+            task.add_done_callback(lambda _: self._prompts.pop(invocation))
 
     async def close(self) -> None:
-        tasks = [*self._prompts.values()]
+        tasks = [*self._prompts.values(), *self._submitting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _tell(self, life: Lifecycle, prompt: str) -> None:
-        agent = life.agent
+    async def _tell(self, observation: Observation, prompt: str) -> None:
+        agent = observation.agent
         try:
-            await self.deliver(life, prompt)
+            await self.deliver(observation.life, prompt, invocation=observation.invocation)
         except NotRunningError:
             pass
         except UndeliveredError as error:
@@ -96,16 +118,19 @@ class Delivery:
         except Exception:
             log.exception("supervisor_fault", agent=agent.name, run_as=agent.run_as)
 
-    async def _until_idle(self, life: Lifecycle) -> None:
+    async def _until_idle(self, life: Lifecycle, invocation: str | None) -> None:
         while True:
-            if life.state is not State.RUNNING or life.pid is None:
+            if life.state is not State.RUNNING or life.pid is None or invocation not in {None, life.invocation}:
                 raise NotRunningError
             observation = self._observer.of(life.agent.name)
             if observation is None and harness.that_tells_activity(life.agent.harness) is not None:
                 # Its session is about to end, or we are.
                 raise NotRunningError
-            if observation is None or observation.doing is Doing.IDLE:
+            if observation is None or observation.is_idle:
                 return
+            if observation.problem:
+                text = f"nothing was typed: what it is doing cannot be told for now ({observation.problem})"
+                raise UndeliveredError(text)
             activity = observation.activity
             if activity is not None and activity.doing in {Doing.WAITING, Doing.BLOCKED}:
                 why = f"{activity.doing} ({activity.detail})" if activity.detail else str(activity.doing)

@@ -36,8 +36,10 @@ class SavedSession(_Saved):
 
 
 class SavedActivity(_Saved):
-    """What was known of a session that its harness's files do not tell: as `observer.Observation`."""
+    """What was known of a session that its harness's files do not tell: as `observation.Observation`."""
 
+    account: tuple[str, str] | None = None
+    """`observation.account_of` the agent; None: an earlier version did not write it down."""
     failed: Activity | None = None
     told: Activity | None = None
     told_at: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from forge_supervisor import harness
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from forge_supervisor.worker.messages import Observe
+
+LOOKS_IN_VAIN = 10
+"""How often files may be half written as they are looked at."""
+_BEING_WRITTEN = 0.2
+"""Seconds."""
 
 
 class Observing:
@@ -36,14 +42,20 @@ class Observing:
         paths = paths_of(agent, self._home)
         files = program.watched(subject, paths, request.pid)
         loop = asyncio.get_running_loop()
-        while True:
+        in_vain = 0
+        while in_vain < LOOKS_IN_VAIN:
             try:
                 async with self._changes.of(files) as changed:
                     seen = await loop.run_in_executor(self._pool, program.observe, subject, paths, request.pid)
-                    if seen is not None:
-                        observed = Observed.model_validate(seen, from_attributes=True)
-                        if observed != request.known:
-                            return observed
+                    if seen is None:
+                        in_vain += 1
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(changed.wait(), _BEING_WRITTEN)
+                        continue
+                    observed = Observed.model_validate(seen, from_attributes=True)
+                    if observed != request.known:
+                        return observed
                     await changed.wait()
             except OSError as error:
                 raise ActionError(f"its files cannot be watched: {error}") from error
+        raise ActionError(f"its files say nothing that can be understood: {', '.join(map(str, files))}")

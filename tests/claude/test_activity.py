@@ -133,7 +133,7 @@ def test_one_that_stands_at_a_dialog_is_blocked_and_then_recovered(lab: Lab, fil
 
 
 def test_without_a_login(lab: Lab) -> None:
-    lab.start({"scout": {"env": lab.variables()}})
+    lab.start({"scout": {"env": lab.variables(), "resume": {"prompt": "[from forge] go on"}}})
     blocked = lab.event("agent_blocked", "scout")
     assert (blocked["activity"], blocked["fix"]) == ("logged-out", f"sudo -iu {lab.user} claude, then /login")
     lab.doing("scout", "logged-out")
@@ -141,6 +141,7 @@ def test_without_a_login(lab: Lab) -> None:
     credentials = {"claudeAiOauth": {**login, "scopes": ["user:inference"], "subscriptionType": "max"}}
     lab.give(lab.home / ".claude/.credentials.json", json.dumps(credentials))
     assert lab.event("agent_recovered", "scout")["activity"] == "logged-out"
+    lab.see("scout", "ECHO [from forge] go on")
     lab.idle("scout")
     lab.say("scout", "are you there")
     lab.see("scout", "ECHO are you there")
@@ -174,8 +175,11 @@ def test_what_the_api_refuses_is_no_crash(lab: Lab, failure: Json, activity: str
     lab.idle("scout")
     lab.say("scout", "three")
     assert lab.event("agent_recovered", "scout")["activity"] == activity
-    lab.see("scout", "ECHO [from forge] go on")
     lab.doing("scout", "idle")
+    # Who has had an answer goes on already.
+    lab.forgectl("send", "scout", "four")
+    lab.see("scout", "ECHO four")
+    assert "[from forge] go on" not in lab.screen("scout")
     assert sum(event["event"] == "agent_blocked" for event in lab.events()) == 1, "it is told once"
     not_restarted(lab)
 
@@ -198,8 +202,7 @@ def test_a_limit_tells_when_it_is_over(lab: Lab) -> None:
 
 
 def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
-    resume = {"resume": {"prompt": "[from forge] go on"}}
-    lab.start({"scout": {**subscription(lab), **resume}, "idler": {"ready_timeout_sec": 4}})
+    lab.start({"scout": subscription(lab), "idler": {"ready_timeout_sec": 4}})
     late = time.monotonic() + 4
     lab.doing("idler", "idle")
     lab.doing("scout", "idle")
@@ -216,7 +219,6 @@ def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
     lab.say("scout", "two")
     # The hooks that it was given by the one before reach this one.
     assert lab.event("agent_recovered", "scout")["activity"] == "limited"
-    lab.see("scout", "ECHO [from forge] go on")
     lab.forgectl("send", "idler", "hello")
     lab.see("idler", "ECHO hello")
     lab.forgectl("stop", "idler")

@@ -138,6 +138,17 @@ def test_one_that_has_grown_too_large_is_restarted_when_it_is_idle(
     asyncio.run(scene())
 
 
+def test_one_that_is_too_large_from_the_start_is_not_restarted_again_and_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        agent = Scene(tmp_path, 3 * GIB, resources={"restart_above": "2G"})
+        for _ in range(3):
+            agent.guards.is_idle(agent.life)
+        assert agent.done == ["restart"]
+        await agent.close()
+
+    asyncio.run(scene())
+
+
 def test_one_that_is_being_stopped_is_not_restarted(tmp_path: Path) -> None:
     async def scene() -> None:
         agent = Scene(tmp_path, 3 * GIB, resources={"restart_above": "2G"})
