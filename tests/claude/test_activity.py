@@ -172,10 +172,8 @@ def test_what_the_api_refuses_is_no_crash(lab: Lab, failure: Json, activity: str
         lab.say("scout", "two")
         lab.see("scout", " two")
         lab.doing("scout", activity)
-    lab.idle("scout")
-    lab.say("scout", "three")
+    lab.forgectl("send", "scout", "three")
     assert lab.event("agent_recovered", "scout")["activity"] == activity
-    lab.doing("scout", "idle")
     # Who has had an answer goes on already.
     lab.forgectl("send", "scout", "four")
     lab.see("scout", "ECHO four")
