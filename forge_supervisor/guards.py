@@ -46,8 +46,8 @@ class Guards:
         self._life_of = life_of
         self._memory_of = memory_of
         self._emit = emit
-        self._told: dict[Who, str] = {}
-        """The day on which it was last told of an agent that its budget is used up."""
+        self._told: dict[Who, tuple[str, str]] = {}
+        """The day on which it was last told of an agent that its budget is used up, and which."""
         self._too_large: dict[Who, RateLimit] = {}
         self.looking: set[asyncio.Task[None]] = set()
         """At what agents have used today."""
@@ -90,17 +90,17 @@ class Guards:
     async def _check(self, agent: Agent) -> None:
         who = (agent.name, agent.run_as)
         midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-        today = midnight.date().isoformat()
-        if self._told.get(who) == today:
+        budget = agent.budget
+        this = (midnight.date().isoformat(), f"{budget.daily_usd} USD, {budget.daily_tokens} tokens")
+        if self._told.get(who) == this:
             return
         with contextlib.suppress(StoreError):  # it has been told
             tokens, dollars = await self._used_since(who, round(midnight.timestamp() * 1_000_000))
-            budget = agent.budget
-            if self._told.get(who) == today:  # by another look, meanwhile
-                return
             if tokens > (budget.daily_tokens or tokens) or dollars > (budget.daily_usd or dollars):
-                self._told[who] = today
-                self._exceeded(agent, tokens, dollars)
+                self._told[who] = this
+                # Another supervisor may have told, and whoever has started the agent again since has his reasons.
+                if await self._collector.exceeds(who, *this):
+                    self._exceeded(agent, tokens, dollars)
 
     async def _used_since(self, who: Who, since_usec: int) -> tuple[int, float]:
         """Tell the tokens, and what they cost as far as that is known, in US dollars."""

@@ -109,6 +109,10 @@ class Collector:
         """As the store's. Raises StoreError."""
         return await self._blocking(lambda: self._store.sums(by, prices, since_usec=since_usec, run_as=run_as))
 
+    async def exceeds(self, who: Who, day: str, budget: str) -> bool:
+        """As the store's. Raises StoreError."""
+        return await self._blocking(lambda: self._store.exceeds(who, day, budget))
+
     def total(self, who: Who) -> Total | None:
         return self._totals.of(who)
 
