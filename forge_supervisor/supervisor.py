@@ -344,9 +344,9 @@ class Supervisor:
             declared = Declared.of(agent, self._config)
         life = self._add(declared, left)
         self._fingerprints[name] = left.declared
-        life.resume(left.life)
-        if agent is None or not agent.enabled or (not stays and life.state is State.AUTO_RESTART):
-            # Before a restart comes due that nobody wants.
+        # As what it was it is not to be started again, but for what it is declared as now.
+        life.resume(left.life if stays else replace(left.life, start_again=False))
+        if agent is None or not agent.enabled or (not stays and life.state is not State.RUNNING):
             life.stop()
 
     def _state_of(self, name: str) -> Saved | None:

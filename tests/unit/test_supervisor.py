@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from supervisor_lab import FakeSession
 
 
-
 @pytest.fixture
 def play(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -462,6 +461,45 @@ def test_an_agent_that_is_declared_no_more_is_not_restarted_first(play: Play) ->
         assert set(other.saved()) == {"stays"}
 
     play(config(stays={}, gone={"restart": {"delay_sec": 0.2}}), scene)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"state": State.FAILED, "start_again": True, "alive": False},
+        {"state": State.STOPPING, "start_again": True, "stop_requested": True},
+        {"state": State.STARTING, "launching": True, "alive": False},
+    ],
+    ids=["ended", "stopping", "starting"],
+)
+def test_nothing_is_started_as_what_it_is_not_declared_as_any_more(
+    play: Play, left: dict[str, Any], *, moves: bool
+) -> None:
+    """However it was left: all that is known of how it was declared is what it takes to stop it."""
+
+    async def scene(bench: Bench) -> None:
+        saved = bench.saved()["a"]
+        assert saved.session is not None
+        here = saved.session if left["state"] is State.STOPPING else None
+        await bench.supervisor.leave()
+        bench.store.write(
+            "a", saved.model_copy(update={"life": dataclasses.replace(saved.life, **left), "session": here})
+        )
+        other = Bench(config(a={"run_as": "somebody"}) if moves else config(), bench.store)
+        bench.monkeypatch.setattr(supervisor, "Session", other.make)
+        starting = asyncio.create_task(other.supervisor.start(other.saved()))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        for session in other.sessions.get("a", []):
+            if session.agent.run_as == "team":
+                session.end(Exit(signal=15))
+        await starting
+        launched = [event.run_as for event in other.events if isinstance(event, events.AgentStarted)]
+        assert launched == (["somebody"] if moves else [])
+        assert other.supervisor.status() == ("1 running" if moves else "no agents")
+
+    play(config(a={}), scene)
 
 
 def test_an_agent_that_waits_for_a_restart_is_started_at_once_as_it_is_declared_now(play: Play) -> None:
