@@ -207,12 +207,18 @@ class Supervisor:
 
     async def _replace(self, declared: Declared, keys: set[str], all_: dict[str, Declared]) -> None:
         """Give an agent a session of what is declared now, unless it runs and could not be started like that."""
-        agent = declared.agent
+        agent, life = declared.agent, self._lives[declared.agent.name]
+        ran = _runs(life)
         if await self._is_better_kept(declared, all_):
             self._kept.add(agent.name)
             return
         self._kept.discard(agent.name)
-        if "run_as" in keys:
+        if ran and life.stop_requested and not life.start_again:
+            # Whoever has stopped it meanwhile has had the last word.
+            await self._remove(agent.name)
+            self._add(declared)
+            self._keeper.save(agent.name)
+        elif "run_as" in keys:
             # Another user's agent of that name is another agent: its session, too, belongs to that user.
             await self._remove(agent.name)
             self._add(declared).start()

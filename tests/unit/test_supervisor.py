@@ -502,6 +502,24 @@ def test_nothing_is_started_as_what_it_is_not_declared_as_any_more(
     play(config(a={}), scene)
 
 
+def test_who_is_stopped_while_a_change_is_examined_stays_stopped(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        reloading = asyncio.create_task(bench.supervisor.reload(config(a={"env": {"A": "1"}})))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        bench.supervisor.lives["a"].stop()
+        await reloading
+        assert bench.supervisor.status() == "1 inactive"
+        assert bench.saved()["a"].life.state is State.INACTIVE
+        await bench.supervisor.reload(config(a={"env": {"A": "1"}}))
+        assert bench.supervisor.status() == "1 inactive"
+        bench.supervisor.lives["a"].start()
+        await bench.until("1 running")
+        assert [session.agent.env for session in bench.sessions["a"]] == [{}, {"A": "1"}]
+
+    play(config(a={}), scene)
+
+
 def test_an_agent_that_waits_for_a_restart_is_started_at_once_as_it_is_declared_now(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         bench.sessions["a"][0].end(Exit(code=1))
