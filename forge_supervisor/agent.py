@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import events
 from forge_supervisor.config_files import key_path
-from forge_supervisor.memory import AT_REST, Memory, State, begins_anew
+from forge_supervisor.memory import Memory, State, begins_anew
 from forge_supervisor.policy import DAY, RateLimit, Result, restart_delay, result_of, should_restart
 
 if TYPE_CHECKING:
@@ -121,8 +121,7 @@ class Lifecycle(Memory):
                 self.changed()
             case _:
                 self._cancel_timer()
-                self.n_restarts = 0
-                self._start()
+                self._start(by_hand=True)
 
     def stop(self) -> None:
         """Stop and keep stopped: no restart undoes it."""
@@ -157,8 +156,7 @@ class Lifecycle(Memory):
         self._daily.reset()
         self.n_restarts = 0
         self.start_limit_hit = self.daily_limit_hit = False
-        if self.state in AT_REST:
-            self.result = Result.SUCCESS
+        self.result = Result.SUCCESS
         if self.state is State.FAILED:
             self._enter(State.INACTIVE)
         self.changed()
@@ -333,7 +331,7 @@ class Lifecycle(Memory):
         self._limit.set(agent.restart.limit_interval_sec, agent.restart.limit_burst)
         self._daily.set(DAY, agent.restart.limit_daily)
 
-    def _start(self) -> None:
+    def _start(self, *, by_hand: bool = False) -> None:
         if self._successor is not None:
             self._declare(*self._successor)
             self._successor = None
@@ -346,6 +344,9 @@ class Lifecycle(Memory):
             self._emit_failed()
             self._enter(State.FAILED)
             return
+        if by_hand:
+            # A start that is refused is none, and does not clear it (service_start() comes after service_can_start()).
+            self.n_restarts = 0
         self.result = Result.SUCCESS
         self.start_again = self.stop_requested = self.stop_timed_out = False
         self.invocation = uuid.uuid4().hex

@@ -336,6 +336,32 @@ def test_reset_failed_forgets_the_limit_the_restarts_and_the_result() -> None:
     assert desk.state() is State.STARTING
 
 
+def test_reset_failed_forgets_the_result_of_one_that_waits_for_its_restart_too() -> None:
+    # service_reset_failed() does so in every state.
+    desk = Desk()
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.life.reset_failed()
+    assert (desk.state(), desk.life.result) == (State.AUTO_RESTART, Result.SUCCESS)
+    desk.life.stop()
+    assert (desk.state(), desk.life.result) == (State.INACTIVE, Result.SUCCESS)
+
+
+def test_a_start_by_hand_that_is_refused_does_not_clear_the_restarts() -> None:
+    desk = Desk()
+    desk.life.start()
+    while desk.state() is State.STARTING:
+        desk.life.launched(4711)
+        desk.end(Exit(code=1))
+        desk.clock.advance(5)
+    desk.life.start()
+    assert (desk.state(), desk.life.n_restarts) == (State.FAILED, 3)
+    assert desk.last(events.AgentFailed).n_restarts == 3
+    desk.clock.advance(60)
+    desk.life.start()
+    assert (desk.state(), desk.life.n_restarts) == (State.STARTING, 0)
+
+
 def test_a_failed_launch_follows_the_restart_policy() -> None:
     desk = Desk()
     desk.life.start()
