@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from forge_supervisor import harness
@@ -33,29 +34,34 @@ class Observing:
         self._changes = Changes()
 
     async def observe(self, request: Observe) -> Observed:
+        try:
+            return await self._observe(request)
+        except harness.BrokenHarnessError as error:
+            raise ActionError(str(error)) from error
+        except OSError as error:
+            raise ActionError(f"its files cannot be watched: {error}") from error
+
+    async def _observe(self, request: Observe) -> Observed:
         agent = Agent.model_validate(request.agent)
-        program = harness.that_tells_activity(agent.harness)
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._pool)
+        program = await in_thread(harness.that_tells_activity, agent.harness)
         if program is None:
             raise ActionError(f"the harness {agent.harness} does not tell what it is doing")
         # That there is a secret says enough.
         subject = Subject(agent, secrets=dict.fromkeys(request.secrets, "secret"))
         paths = paths_of(agent, self._home)
-        files = program.watched(subject, paths, request.pid)
-        loop = asyncio.get_running_loop()
+        files = await in_thread(program.watched, subject, paths, request.pid)
         in_vain = 0
         while in_vain < LOOKS_IN_VAIN:
-            try:
-                async with self._changes.of(files) as changed:
-                    seen = await loop.run_in_executor(self._pool, program.observe, subject, paths, request.pid)
-                    if seen is None:
-                        in_vain += 1
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(changed.wait(), _BEING_WRITTEN)
-                        continue
-                    observed = Observed.model_validate(seen, from_attributes=True)
-                    if observed != request.known:
-                        return observed
-                    await changed.wait()
-            except OSError as error:
-                raise ActionError(f"its files cannot be watched: {error}") from error
+            async with self._changes.of(files) as changed:
+                seen = await in_thread(program.observe, subject, paths, request.pid)
+                if seen is None:
+                    in_vain += 1
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), _BEING_WRITTEN)
+                    continue
+                observed = Observed.model_validate(seen, from_attributes=True)
+                if observed != request.known:
+                    return observed
+                await changed.wait()
         raise ActionError(f"its files say nothing that can be understood: {', '.join(map(str, files))}")
