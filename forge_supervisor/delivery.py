@@ -61,8 +61,8 @@ class Delivery:
         # JSON can hold half a character, and nothing else can.
         text = text.encode(errors="ignore").decode()
         observation = self._observer.of(life.agent.name)
-        if observation is not None and (why := observation.program.unsendable(text)) is not None:
-            raise UndeliveredError(f"nothing was typed: it {why}")
+        if observation is not None and (why := _unsendable(observation, text)) is not None:
+            raise UndeliveredError(f"nothing was typed: {why}")
         typing = self._typing[life.agent.name]
         await typing.acquire()
         try:
@@ -147,6 +147,14 @@ class Delivery:
             await realm.ask(request)
         except (WorkerError, LaunchError) as error:
             raise UndeliveredError(str(error)) from error
+
+
+def _unsendable(observation: Observation, text: str) -> str | None:
+    try:
+        why = observation.program.unsendable(text)
+    except harness.BrokenHarnessError as error:
+        return str(error)
+    return None if why is None else f"it {why}"
 
 
 @contextlib.asynccontextmanager

@@ -51,6 +51,8 @@ class Observation:
     overdue: asyncio.TimerHandle | None = None
     look_again: asyncio.TimerHandle | None = None
     """When there is more to tell than may be told now, or a limit may be over."""
+    complaints: set[str] = field(default_factory=set)
+    """What has been said of why it is not known what it is doing."""
     words: set[asyncio.Future[str]] = field(default_factory=set)
     """Of those who wait for a turn to begin."""
 

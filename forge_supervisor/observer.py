@@ -43,6 +43,7 @@ _QUIET = 0.05
 """Seconds between two looks at one session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _SHOWN = 300
+_MOST_COMPLAINTS = 20
 
 
 class Observer:
@@ -166,12 +167,12 @@ class Observer:
 
     async def _follow(self, observation: Observation, pid: int) -> None:
         known: Observed | None = None
-        failures, said, loop = 0, "", asyncio.get_running_loop()
+        failures, loop = 0, asyncio.get_running_loop()
         while True:
             asked_at = loop.time()
             try:
                 known = await self._look_at(observation, pid, known)
-                failures, said = 0, ""
+                failures = 0
                 # Its user may change the files as often as it likes.
                 await asyncio.sleep(_QUIET)
                 continue
@@ -180,11 +181,9 @@ class Observer:
                     failures = 0
                 # Mostly there is another one at once.
                 self._is_unseen(observation, str(error) if failures else "")
-            except (WorkerError, LaunchError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._warn(observation, f"what it is doing cannot be told for now: {said}")
-                self._is_unseen(observation, said)
+            except (WorkerError, LaunchError, OSError, harness.BrokenHarnessError) as error:
+                self._complain(observation, error)
+                self._is_unseen(observation, str(error))
             except Exception as error:
                 log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
                 self._is_unseen(observation, f"fault in the supervisor: {error!r}")
@@ -228,6 +227,8 @@ class Observer:
             # A user speaks for its own agents alone.
             if self._supervisor.realm_of(observation.agent.run_as).user.uid == uid:
                 self._take(observation, observation.program.reported(told))
+        except harness.BrokenHarnessError as error:
+            self._complain(observation, error)
         except Exception:
             log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
 
@@ -349,6 +350,14 @@ class Observer:
                 captured = await realm.ask(Capture(agent=agent.name, server=realm.server_pid))
                 return journal.shown(agent.run_as, "\n".join(captured.screen)).split("\n")
         return []
+
+    def _complain(self, observation: Observation, error: Exception) -> None:
+        """Tell once why it is not known what it is doing."""
+        said = observation.complaints
+        # A user's hooks may report as often as they like.
+        if str(error) not in said and len(said) < _MOST_COMPLAINTS:
+            said.add(str(error))
+            self._warn(observation, f"what it is doing cannot be told for now: {error}")
 
     def _warn(self, observation: Observation, problem: str) -> None:
         agent = observation.agent

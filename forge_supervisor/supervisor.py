@@ -338,7 +338,7 @@ class Supervisor:
 
     @staticmethod
     def _stop_exit_status(agent: Agent) -> frozenset[int]:
-        return harness.load(agent.harness).stop_exit_status
+        return harness.stop_exit_status(agent.harness)
 
     def _adopt(self, name: str, left: Saved) -> None:
         """Go on with an agent as it was left, be it still declared or not: what then becomes of it is decided later."""
