@@ -82,15 +82,16 @@ class Reported:
 
 @dataclass(slots=True)
 class Tracker:
-    """One session. `failed` may be what an earlier supervisor knew."""
+    """One session. The first three may be what an earlier supervisor knew."""
 
     failed: Activity | None = None
+    login: str | None = None
+    """The one that was seen last."""
+    has_answered: bool = False
+    """Whether a turn has ended well, by whatever login."""
     seen: Seen | None = None
     gauges: Gauges = field(default_factory=Gauges)
     _overdue: str | None = None
-    _login: str | None = None
-    """The one that was seen last."""
-    _has_answered: bool = False
 
     @property
     def activity(self) -> Activity | None:
@@ -109,7 +110,7 @@ class Tracker:
             return self.failed
         if seen.doing is Doing.STARTING:
             return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
-        if not seen.login and not self._has_answered:
+        if not seen.login and not self.has_answered:
             return Activity(Doing.LOGGED_OUT, "there is no login", seen.login_fix)
         return self.failed
 
@@ -118,10 +119,10 @@ class Tracker:
         return self.seen is not None and self.seen.doing is not Doing.STARTING
 
     def saw(self, seen: Seen) -> None:
-        is_another = self._login is not None and seen.login not in {"", self._login}
+        is_another = self.login is not None and seen.login not in {"", self.login}
         if is_another and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
             self.failed = None
-        self.seen, self._login = seen, seen.login
+        self.seen, self.login = seen, seen.login
         if seen.doing is not Doing.STARTING:
             self._overdue = None
 
@@ -136,7 +137,7 @@ class Tracker:
         if reported.turn == "ended":
             # A turn that came to its end has had an answer.
             self.failed = None
-            self._has_answered = True
+            self.has_answered = True
         elif reported.turn == "failed":
             self.failed = reported.trouble
         self._date_limit(now)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import unicodedata
 from collections import defaultdict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,6 +14,7 @@ import structlog
 from forge_supervisor import events, harness
 from forge_supervisor.activity import Doing
 from forge_supervisor.handshake import LaunchError
+from forge_supervisor.keyboard import typeable
 from forge_supervisor.memory import State
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Send
@@ -30,8 +33,9 @@ CONFIRMED_WITHIN = 10.0
 """Seconds from Enter to the hook that tells that a turn has begun."""
 SHOWN_WITHIN = 1.0
 """Seconds from that hook until the session's files show it as well."""
-_COMPARED = 1000
-"""Characters of a message by which it is known again."""
+_NOT_TAKEN = f"it was typed, but has not been taken as a message within {CONFIRMED_WITHIN:g} s (forgectl screen)"
+_COMPARED = 200
+"""Letters and digits of a message by which it is known again: fewer than `report.shortened` leaves of any."""
 
 
 class UndeliveredError(Exception):
@@ -85,11 +89,23 @@ class Delivery:
         turns_ended = observation.turns_ended
         async with _beginning(observation) as began:
             await self._type(life, text, observation.program.clearing_key)
+            if not observation.has_reported:
+                await self._until_it_works(observation)
+                return
             await _confirm(began, text)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHOWN_WITHIN):
                 while observation.is_idle and observation.turns_ended == turns_ended:
                     await self._observer.change()
+
+    async def _until_it_works(self, observation: Observation) -> None:
+        """Confirm by its files alone: its hooks may be forbidden, or be those of an earlier version of ours."""
+        try:
+            async with asyncio.timeout(CONFIRMED_WITHIN):
+                while observation.is_idle and not observation.turns_ended:
+                    await self._observer.change()
+        except TimeoutError:
+            raise UndeliveredError(_NOT_TAKEN) from None
 
     def go_on(self, observation: Observation) -> None:
         """Tell an agent that goes on with an earlier session what it is to be told then, if anything."""
@@ -173,16 +189,17 @@ async def _confirm(began: asyncio.Future[str], text: str) -> None:
         async with asyncio.timeout(CONFIRMED_WITHIN):
             words = await asyncio.shield(began)
     except TimeoutError:
-        problem = f"it was typed, but has not been taken as a message within {CONFIRMED_WITHIN:g} s (forgectl capture)"
-        raise UndeliveredError(problem) from None
+        raise UndeliveredError(_NOT_TAKEN) from None
     except asyncio.CancelledError:
         if began.cancelled():
-            raise UndeliveredError("it was typed, and then the session ended") from None
+            text = "it was typed, and whether it was taken is not known: its session has ended, or the supervisor has"
+            raise UndeliveredError(text) from None
         raise
     if _told_apart(words) != _told_apart(text):
         raise UndeliveredError("it was typed, but has been taken with other words (somebody types there)")
 
 
 def _told_apart(text: str) -> str:
-    """Take what programs leave of a message: they trim it, and have spaces for tabs."""
-    return "".join(text.split())[:_COMPARED]
+    """Take what is left of a message whatever way it goes: programs trim it, and tell it in another form."""
+    letters = filter(str.isalnum, unicodedata.normalize("NFC", typeable(text)))
+    return "".join(islice(letters, _COMPARED))

@@ -39,8 +39,10 @@ class Observation:
     problem: str = ""
     """Why it cannot be told what it is doing."""
     turns_ended: int = 0
-    has_answered: bool = False
-    """A turn has ended well since it was told that something is wrong."""
+    goes_on: bool = False
+    """A turn has ended well since it was told that something is wrong; or there is nothing that it could go on with."""
+    has_reported: bool = False
+    """Whether its hooks have told anything; those of a session may be forbidden, or be another version's."""
     was_doing: Doing | None = None
     activity: Activity | None = None
     told: Activity | None = None
@@ -66,6 +68,12 @@ class Observation:
         return None if self.tracker.seen is None else self.tracker.seen.doing
 
     @property
+    def now_doing(self) -> Activity | None:
+        """What it is doing, as it is to be told: until it has been looked at, what was told last."""
+        is_unseen = self.tracker.seen is None and not self.problem
+        return self.tracker.activity or (self.activity if is_unseen else None)
+
+    @property
     def is_idle(self) -> bool:
         """Whether it would take what is typed now for a message."""
         return self.is_current and self.doing is Doing.IDLE
@@ -88,6 +96,9 @@ class Observation:
         return SavedActivity(
             account=account_of(self.agent),
             failed=self.tracker.failed,
+            login=self.tracker.login,
+            has_answered=self.tracker.has_answered,
+            has_reported=self.has_reported,
             told=self.told,
             told_at=self.told_at,
             is_ready=self.is_ready,

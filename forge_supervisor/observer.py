@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor.activity import Reported
     from forge_supervisor.agent import Lifecycle
+    from forge_supervisor.config import Agent
     from forge_supervisor.mailbox import Letter
     from forge_supervisor.supervisor import Supervisor
     from forge_supervisor.worker.messages import Observed
@@ -39,6 +41,8 @@ LOOKED_AGAIN = 300.0
 """Seconds after which it is looked whether a limit is over: clocks are set, and machines sleep."""
 FIRST_LOOK = 60.0
 """Seconds that a worker has for its first answer, for which it need not wait for anything."""
+ENDS_WITHIN = 10.0
+"""Seconds for which a session may seem not to be there before it ends."""
 _QUIET = 0.05
 """Seconds between two looks at one session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
@@ -106,8 +110,8 @@ class Observer:
         last = self._left.pop(life.agent.name, SavedActivity())
         if last.account != account_of(life.agent):
             last = SavedActivity()
-        # A limit is the account's; what else was wrong a new session may have put right.
-        failed = last.failed if last.failed is not None and last.failed.doing is Doing.LIMITED else None
+        # A limit is the account's; what else was wrong, or has no end that is known, a new session may have put right.
+        failed = last.failed if last.failed is not None and (last.failed.until or 0) > time.time() else None
         resumed = self._supervisor.resumes(life.agent.name)
         return SavedActivity(failed=failed, told=last.told, told_at=last.told_at, resumed=resumed)
 
@@ -133,10 +137,12 @@ class Observer:
             life,
             life.invocation,
             program,
-            Tracker(known.failed),
+            Tracker(known.failed, known.login, known.has_answered),
             since=asyncio.get_running_loop().time(),
             is_ready=known.is_ready,
             resumed=known.resumed,
+            goes_on=not (adopted or known.resumed),
+            has_reported=known.has_reported,
             told=known.told,
             told_at=known.told_at,
         )
@@ -145,13 +151,17 @@ class Observer:
         observation.task = asyncio.create_task(self._follow(observation, life.pid))
 
     def _wait_for_prompt(self, observation: Observation) -> None:
-        # One that has been at its prompt, and seems to be no more, is about to end.
-        if observation.doing is not Doing.STARTING or observation.is_ready or observation.overdue is not None:
-            return
-        life, loop = observation.life, asyncio.get_running_loop()
-        left = life.started_at + life.agent.ready_timeout_sec - loop.time()
-        if left != float("inf"):
-            observation.overdue = loop.call_later(max(0.0, left), self._is_overdue, observation)
+        if observation.doing is not Doing.STARTING:
+            if observation.overdue is not None:
+                observation.overdue.cancel()
+                observation.overdue = None
+        elif observation.overdue is None:
+            life, loop = observation.life, asyncio.get_running_loop()
+            # One that has been at its prompt, and seems to be no more, is about to end.
+            left = life.started_at + life.agent.ready_timeout_sec - loop.time()
+            left = ENDS_WITHIN if observation.is_ready else left
+            if left != float("inf"):
+                observation.overdue = loop.call_later(max(0.0, left), self._is_overdue, observation)
 
     def _leave(self, name: str) -> None:
         """End it, and keep what is known of it: for the agent's next session, or the next supervisor."""
@@ -203,7 +213,9 @@ class Observer:
         except TimeoutError:
             raise WorkerError(f"nobody has looked at its files within {FIRST_LOOK:g} s") from None
         was_current, observation.is_current, observation.problem = observation.is_current, True, ""
-        observation.tracker.saw(Seen(Doing(seen.doing), seen.detail, seen.login, seen.login_fix))
+        detail = _in_one_line(observation.agent, seen.detail)
+        login_fix = _in_one_line(observation.agent, seen.login_fix)
+        observation.tracker.saw(Seen(Doing(seen.doing), detail, seen.login, login_fix))
         self._update(observation)
         if not was_current:
             self._tell_change()
@@ -233,10 +245,11 @@ class Observer:
             log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
 
     def _take(self, observation: Observation, reported: Reported) -> None:
-        observation.tracker.heard(reported, time.time())
+        observation.tracker.heard(_cleaned(observation.agent, reported), time.time())
         ends = reported.turn in {"ended", "failed"}
         observation.turns_ended += ends
-        observation.has_answered = reported.turn == "ended" or (observation.has_answered and not ends)
+        observation.goes_on = reported.turn == "ended" or (observation.goes_on and not ends)
+        observation.has_reported = True
         if reported.turn == "began":
             for waiting in observation.words:
                 if not waiting.done():
@@ -255,7 +268,7 @@ class Observer:
         self._wait_for_prompt(observation)
         self._tell_trouble(observation)
         self._plan_to_look_again(observation)
-        before, observation.activity = observation.activity, observation.tracker.activity
+        before, observation.activity = observation.activity, observation.now_doing
         if (before and before.doing) != (observation.activity and observation.activity.doing):
             observation.since = asyncio.get_running_loop().time()
         was_doing, observation.was_doing = observation.was_doing, observation.doing
@@ -278,8 +291,6 @@ class Observer:
         self._change = asyncio.Event()
 
     def _tell_ready(self, observation: Observation) -> None:
-        if observation.overdue is not None:
-            observation.overdue.cancel()
         life = observation.life
         took = asyncio.get_running_loop().time() - life.started_at
         self.emit(events.AgentReady(agent=life.agent.name, run_as=life.agent.run_as, ready_sec=round(took, 3)))
@@ -291,7 +302,7 @@ class Observer:
         trouble, told, agent = observation.tracker.trouble, observation.told, observation.agent
         observation.told = trouble
         if trouble is not None:
-            observation.told_at, observation.has_answered = now, False
+            observation.told_at, observation.goes_on = now, False
             self.emit(
                 events.AgentBlocked(
                     agent=agent.name,
@@ -306,9 +317,8 @@ class Observer:
             self.emit(
                 events.AgentRecovered(agent=agent.name, run_as=agent.run_as, activity=told.doing, blocked_sec=since)
             )
-            # At its first prompt it has nothing to go on with, unless it has been resumed; and who has had an answer
-            # goes on already.
-            if told.doing is not Doing.BLOCKED and not observation.has_answered:
+            # At its first prompt it has nothing to go on with, unless it has been resumed.
+            if told.doing is not Doing.BLOCKED and not observation.goes_on:
                 observation.resumed = True
 
     def _plan_to_look_again(self, observation: Observation) -> None:
@@ -329,7 +339,13 @@ class Observer:
         self._update(observation)
 
     def _is_overdue(self, observation: Observation) -> None:
-        if not observation.tracker.has_prompt and observation.task is not None:
+        if observation.doing is not Doing.STARTING:
+            return
+        if observation.is_ready:
+            error = WorkerError("its files say nothing of its session any more")
+            self._complain(observation, error)
+            self._is_unseen(observation, str(error))
+        elif observation.task is not None:
             # It shares the fate of the observation: whatever ends that ends this.
             task = asyncio.ensure_future(self._look_at_screen(observation))
             observation.task.add_done_callback(lambda _: task.cancel())
@@ -362,6 +378,22 @@ class Observer:
     def _warn(self, observation: Observation, problem: str) -> None:
         agent = observation.agent
         self.emit(events.AgentWarning(agent=agent.name, run_as=agent.run_as, key="", problem=problem))
+
+
+def _cleaned(agent: Agent, reported: Reported) -> Reported:
+    """Make what an agent's user says fit to be shown: a terminal would do what it is told in between."""
+    trouble, gauges = reported.trouble, reported.gauges
+    if trouble is not None:
+        detail, fix = (_in_one_line(agent, text) for text in (trouble.detail, trouble.fix))
+        trouble = replace(trouble, detail=detail, fix=fix)
+    if gauges is not None:
+        windows = (replace(window, name=_in_one_line(agent, window.name)) for window in gauges.windows)
+        gauges = replace(gauges, windows=tuple(windows))
+    return replace(reported, trouble=trouble, gauges=gauges)
+
+
+def _in_one_line(agent: Agent, text: str) -> str:
+    return " ".join(journal.shown(agent.run_as, text).split())
 
 
 def _summed_up(lines: Iterable[str]) -> str:

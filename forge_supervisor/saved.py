@@ -41,6 +41,9 @@ class SavedActivity(_Saved):
     account: tuple[str, str] | None = None
     """`observation.account_of` the agent; None: an earlier version did not write it down."""
     failed: Activity | None = None
+    login: str | None = None
+    has_answered: bool = False
+    has_reported: bool = False
     told: Activity | None = None
     told_at: float = 0.0
     is_ready: bool = False

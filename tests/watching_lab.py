@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import events, harness
+from forge_supervisor.activity import Reported
 from forge_supervisor.config import Agent
 from forge_supervisor.delivery import Delivery
 from forge_supervisor.memory import State
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from forge_supervisor.activity import Reported
     from forge_supervisor.observation import Observation
     from forge_supervisor.saved import SavedActivity
 
@@ -28,8 +28,8 @@ PATIENCE = 10.0
 STARTED: dict[str, Any] = {"agent": "scout", "run_as": "team", "pid": 7, "n_restarts": 0}
 
 
-def seen(doing: str, login: str = "key") -> Observed:
-    return Observed(doing=doing, detail="", login=login, login_fix="log in")
+def seen(doing: str, login: str = "key", detail: str = "") -> Observed:
+    return Observed(doing=doing, detail=detail, login=login, login_fix="log in")
 
 
 class Watched:
@@ -64,11 +64,13 @@ class Watched:
         self.delivery = Delivery(supervisor, self.observer)
         self.observer.goes_on = self.delivery.go_on
 
-    def begin(self, invocation: str = "first", *, resumes: bool = False) -> None:
+    def begin(self, invocation: str = "first", *, resumes: bool = False, hooks: bool = True) -> None:
         self.resumes = resumes
         self.life.pid, self.life.state, self.life.invocation = 7, State.RUNNING, invocation
         self.life.started_at = asyncio.get_running_loop().time()
         self.observer.heard("scout", events.AgentStarted(**STARTED, invocation=invocation))
+        if hooks:
+            self.report(Reported())
 
     def adopt(self, saved: SavedActivity) -> None:
         self.life.pid, self.life.state, self.life.invocation = 7, State.RUNNING, "first"

@@ -279,6 +279,92 @@ def test_a_message_is_sent_once_it_is_idle_and_told_to_have_been_taken(lab: Lab)
     not_restarted(lab)
 
 
+@pytest.mark.parametrize(
+    "text", ["word " * 400 + "zebra", "line\n" * 30 + "zebra", "e\u0301 \U0001f469\u200d\U0001f680\nzebra"]
+)
+def test_a_message_is_confirmed_whatever_claude_makes_of_it(lab: Lab, text: str) -> None:
+    """Trap: of what is long the hook tells with <pasted_content> around it."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.forgectl("send", "scout", text)
+    lab.request("zebra")
+
+
+def test_a_command_in_the_background_keeps_no_message_waiting(lab: Lab) -> None:
+    """Trap: claude's status is neither "idle" nor "busy" then, for as long as it runs."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    call = {"command": "tail -f /dev/null", "description": "x", "run_in_background": True}
+    lab.say("scout", f"TOOL {json.dumps({'name': 'Bash', 'input': call})}")
+    lab.doing("scout", "working", "idle")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+
+
+def test_no_key_leads_to_where_a_message_begins_another_session(lab: Lab) -> None:
+    """Trap: Left, at an empty prompt, and claude shows its agents, with another prompt for new ones."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.tmux("send-keys", "-t", "=agent-scout:", "Left")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+    not_restarted(lab)
+
+
+def test_a_long_draft_goes_out_with_no_message(lab: Lab) -> None:
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    for number in range(10):
+        lab.tmux("send-keys", "-t", "=agent-scout:", "-l", f"draft {number}\\")
+        lab.tmux("send-keys", "-t", "=agent-scout:", "Enter")
+        lab.see("scout", f"draft {number}")
+    lab.forgectl("send", "scout", "hello")
+    assert "draft" not in said(lab.request("hello"))
+
+
+def test_one_that_was_stopped_with_a_key_goes_on(lab: Lab) -> None:
+    """Trap: after Ctrl-Z claude reads nothing, and there is no shell to say fg to."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.tmux("send-keys", "-t", "=agent-scout:", "C-z")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+
+
+LEFT_BEHIND = """#!/bin/sh
+# As it is where a claude that had this pid was killed.
+mkdir -p {sessions} && echo '{{"status": "idle", "procStart": "1"}}' >{sessions}/$$.json
+sed -i 's/"hasTrustDialogAccepted": *true/"hasTrustDialogAccepted": false/' {file}
+exec {claude} "$@"
+"""
+
+
+def test_what_a_claude_that_was_killed_has_left_is_not_taken_for_this_ones(lab: Lab) -> None:
+    sessions, file = lab.home / ".claude/sessions", lab.home / ".claude.json"
+    script = LEFT_BEHIND.format(sessions=sessions, file=file, claude=lab.claude)
+    binary = str(lab.give(lab.home / "follower", script, mode="755"))
+    lab.start({"scout": {"ready_timeout_sec": 3}}, {"harnesses": {"claude-code": {"binary": binary}}})
+    assert lab.event("agent_blocked", "scout")["activity"] == "blocked"
+    assert "nothing was typed" in lab.refused("send", "scout", "hello")
+
+
+WITHOUT_HOOKS = """#!/bin/sh
+# As managed settings may have it, or a session of a supervisor that had none yet.
+sed -i 's/UserPromptSubmit/SubagentStop/; s/"Stop"/"Notification"/; s/statusLine/x/' {settings}
+exec {claude} "$@"
+"""
+
+
+def test_without_hooks_a_message_is_confirmed_all_the_same(lab: Lab) -> None:
+    settings = lab.home / ".local/state/forge/launch/scout/settings.json"
+    script = WITHOUT_HOOKS.format(settings=settings, claude=lab.claude)
+    binary = str(lab.give(lab.home / "hookless", script, mode="755"))
+    lab.start({"scout": {}}, {"harnesses": {"claude-code": {"binary": binary}}})
+    lab.doing("scout", "idle")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+
+
 def test_a_harness_that_is_not_watched_loses_nothing_when_the_supervisor_is_replaced(lab: Lab) -> None:
     lab.start({"scout": {}})
     pid = lab.prompt("scout")

@@ -79,6 +79,50 @@ def test_the_next_one_is_not_typed_into_a_turn_that_has_just_begun(
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [
+        ("two\r\nlines\t\x1b[31m", "two\nlines    [31m"),
+        ("e\u0301t\u00e9 \U0001f469\u200d\U0001f680", "\u00e9t\u00e9 \U0001f469\U0001f680"),
+        ("a long one " * 1000, "a long one " * 90),
+    ],
+)
+def test_what_is_told_in_another_form_is_the_same_message(
+    monkeypatch: pytest.MonkeyPatch, sent: str, taken: str
+) -> None:
+    async def scene() -> None:
+        scout = await idle(monkeypatch)
+        sending = asyncio.create_task(scout.delivery.deliver(scout.life, sent))
+        await scout.until(lambda: bool(scout.typed))
+        scout.report(Reported("began", words=taken))
+        scout.report(Reported("ended"))
+        await sending
+        await scout.close()
+
+    asyncio.run(scene())
+
+
+def test_where_hooks_tell_nothing_its_files_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "CONFIRMED_WITHIN", 0.5)
+
+    async def scene() -> None:
+        scout = Watched(monkeypatch)
+        scout.begin(hooks=False)
+        scout.see(seen("idle"))
+        await scout.until_doing("idle")
+        sending = asyncio.create_task(scout.delivery.deliver(scout.life, "hello"))
+        await scout.until(lambda: bool(scout.typed))
+        scout.see(seen("working"))
+        await sending
+        scout.see(seen("idle"))
+        await scout.until_doing("idle")
+        with pytest.raises(UndeliveredError, match="has not been taken"):
+            await scout.delivery.deliver(scout.life, "hello")
+        await scout.close()
+
+    asyncio.run(scene())
+
+
 def test_one_whose_sender_is_gone_is_typed_to_its_end_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         scout = await idle(monkeypatch)
@@ -164,7 +208,7 @@ def test_a_prompt_reaches_the_session_that_it_was_meant_for_or_none(monkeypatch:
         scout.see(seen("idle"))
         await scout.until_doing("idle")
         scout.goes_on.set()
-        with pytest.raises(UndeliveredError, match="session ended"):
+        with pytest.raises(UndeliveredError, match="its session has ended"):
             await before
         after = asyncio.create_task(scout.delivery.deliver(scout.life, "two"))
         await scout.until(lambda: scout.typed == ["one", "two"])

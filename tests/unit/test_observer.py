@@ -173,13 +173,25 @@ def test_a_limit_is_over_also_where_the_clock_was_set(monkeypatch: pytest.Monkey
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize(("run_as", "doing"), [("team", "limited"), ("others", "idle")])
-def test_a_limit_is_the_accounts_and_not_the_names(monkeypatch: pytest.MonkeyPatch, run_as: str, doing: str) -> None:
+@pytest.mark.parametrize(
+    ("run_as", "ends_in", "doing"),
+    [
+        ("team", 3600, "limited"),
+        ("others", 3600, "idle"),
+        # Nothing would ever tell that it is over.
+        ("team", None, "idle"),
+    ],
+)
+def test_a_limit_with_an_end_is_the_accounts_and_outlasts_the_session(
+    monkeypatch: pytest.MonkeyPatch, run_as: str, ends_in: float | None, doing: str
+) -> None:
     async def scene() -> None:
         scout = Watched(monkeypatch)
         scout.begin()
         scout.see(seen("idle"))
         await scout.until_doing("idle")
+        if ends_in is not None:
+            scout.report(Reported(gauges=Gauges(5, (Window("five_hour", 100, time.time() + ends_in),))))
         scout.report(LIMITED)
         scout.end()
         scout.life.agent = scout.life.agent.model_copy(update={"run_as": run_as})
@@ -187,6 +199,89 @@ def test_a_limit_is_the_accounts_and_not_the_names(monkeypatch: pytest.MonkeyPat
         scout.see(seen("idle"))
         await scout.until_doing(doing)
         await scout.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_session_without_a_past_is_not_told_to_go_on_once_it_recovers(
+    monkeypatch: pytest.MonkeyPatch, *, resumes: bool
+) -> None:
+    async def scene() -> None:
+        scout = Watched(monkeypatch, resume=PROMPT)
+        scout.begin()
+        scout.see(seen("idle"))
+        await scout.until_doing("idle")
+        scout.report(DOWN)
+        scout.end()
+        scout.begin("second", resumes=resumes)
+        scout.see(seen("idle"))
+        await scout.until_doing("idle")
+        await scout.quiet()
+        assert "agent_recovered" in scout.names()
+        assert scout.typed == ["go on"] * resumes
+        await scout.close()
+
+    asyncio.run(scene())
+
+
+def test_a_session_that_is_gone_while_its_process_lives_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "ENDS_WITHIN", 0.01)
+
+    async def scene() -> None:
+        scout = Watched(monkeypatch)
+        scout.begin()
+        scout.see(seen("idle"))
+        scout.see(seen("starting"))
+        await scout.until(lambda: "any more" in scout.observation.problem)
+        assert scout.doing is None
+        assert scout.names() == ["agent_ready", "agent_warning"]
+        scout.see(seen("idle"))
+        await scout.until_doing("idle")
+        assert scout.observation.is_idle
+        await scout.close()
+
+    asyncio.run(scene())
+
+
+def test_what_a_user_says_acts_on_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        scout = Watched(monkeypatch)
+        scout.begin()
+        scout.see(seen("waiting", detail="\x1b[2Jfor\nthis"))
+        await scout.until_doing("waiting")
+        assert scout.observation.activity == Activity(Doing.WAITING, "[2Jfor this")
+        scout.see(seen("idle"))
+        await scout.until_doing("idle")
+        window = Window("\x07five\nhours", 100, None)
+        trouble = Activity(Doing.LIMITED, "\x1b]0;title\x07limit", "wa\nit")
+        scout.report(Reported("failed", trouble=trouble, gauges=Gauges(5, (window,))))
+        assert scout.observation.activity == Activity(Doing.LIMITED, "]0;titlelimit", "wa it")
+        assert scout.observation.gauges.windows[0].name == "five hours"
+        await scout.close()
+
+    asyncio.run(scene())
+
+
+def test_the_next_supervisor_knows_that_it_is_logged_in_and_as_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        first = Watched(monkeypatch)
+        first.begin()
+        first.see(seen("idle", login=""))
+        await first.until_doing("logged-out")
+        first.report(ENDED)
+        await first.until_doing("idle")
+        second = Watched(monkeypatch)
+        second.adopt(first.observation.saved)
+        second.see(seen("idle", login=""))
+        await second.until_doing("idle")
+        second.report(Reported("failed", trouble=Activity(Doing.LOGGED_OUT, "no login", "log in")))
+        third = Watched(monkeypatch)
+        third.adopt(second.observation.saved)
+        third.see(seen("idle", login="another"))
+        await third.until(lambda: "agent_recovered" in third.names())
+        for one in (first, second, third):
+            await one.close()
 
     asyncio.run(scene())
 
