@@ -170,7 +170,7 @@ class Lifecycle(Memory):
     def reconfigure(self, agent: Agent) -> None:
         """Take a new configuration that needs no new session: its restart and stop rules hold from now on."""
         if self._successor is not None:
-            self._successor = (agent, self._successor[1])
+            self._successor = (agent, self.stop_exit_status)
         else:
             self._declare(agent, self.stop_exit_status)
 

@@ -180,6 +180,8 @@ class Supervisor:
         try:
             if earlier is not None:
                 await asyncio.wait([earlier])
+            if self._is_outdated(name):
+                return
             wanted = {name: declared[name]} if name in declared else {}
             known = {name: self._fingerprints[name]} if name in self._fingerprints else {}
             await self._carry_out(plan(wanted, known), declared)
@@ -193,6 +195,10 @@ class Supervisor:
             await self._start_new(declared[name], declared)
         for name, keys in todo.adjusted.items():
             self._adjust(declared[name], keys)
+        for name in todo.unchanged:
+            # An earlier change that has not begun to hold is taken back.
+            if self._declared[name] != declared[name]:
+                self._adjust(declared[name], set())
         for name, keys in todo.changed.items():
             await self._replace(declared[name], keys, declared)
         for name in todo.unchanged | todo.adjusted.keys():
@@ -209,7 +215,10 @@ class Supervisor:
         """Give an agent a session of what is declared now, unless it runs and could not be started like that."""
         agent, life = declared.agent, self._lives[declared.agent.name]
         ran = _runs(life)
-        if await self._is_better_kept(declared, all_):
+        better_kept = await self._is_better_kept(declared, all_)
+        if self._is_outdated(agent.name):
+            return
+        if better_kept:
             self._kept.add(agent.name)
             return
         self._kept.discard(agent.name)
@@ -221,10 +230,15 @@ class Supervisor:
         elif "run_as" in keys:
             # Another user's agent of that name is another agent: its session, too, belongs to that user.
             await self._remove(agent.name)
-            self._add(declared).start()
+            if not self._is_outdated(agent.name):
+                self._add(declared).start()
         else:
             self._declared[agent.name] = declared
             self._lives[agent.name].replace(agent, self._stop_exit_status(agent))
+
+    def _is_outdated(self, name: str) -> bool:
+        """Whether a later reload waits for the present task to be done with that agent: it knows better."""
+        return self._seeing.get(name) is not asyncio.current_task()
 
     async def _let_be(self) -> None:
         """Begin nothing more of what a reload has brought."""

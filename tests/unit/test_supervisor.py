@@ -520,6 +520,39 @@ def test_who_is_stopped_while_a_change_is_examined_stays_stopped(play: Play) -> 
     play(config(a={}), scene)
 
 
+@pytest.mark.parametrize("tuned", [{}, {"restart": {"delay_sec": 9}}], ids=["as-it-was", "tuned"])
+def test_a_change_that_is_taken_back_before_it_holds_never_does(play: Play, tuned: dict[str, Any]) -> None:
+    async def scene(bench: Bench) -> None:
+        changing = asyncio.create_task(
+            bench.supervisor.reload(config(a={"harness": "claude-code", "role": "r", "command": None}))
+        )
+        await bench.until("1 stopping")
+        await changing
+        await bench.supervisor.reload(config(a={**slow, **tuned}))
+        bench.sessions["a"][0].end(Exit(code=1))
+        await bench.until("1 running")
+        assert [session.agent.command for session in bench.sessions["a"]] == [("x",), ("x",)]
+        assert bench.supervisor.lives["a"].stop_exit_status == frozenset()
+        assert bench.supervisor.plan_of(config(a={**slow, **tuned})).unchanged == {"a"}
+
+    slow = {"model": "obstinate", "stop_timeout_sec": "infinity"}
+    play(config(a=slow), scene)
+
+
+def test_of_several_changes_that_wait_only_the_last_is_made(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.monkeypatch.setattr(supervisor, "PATIENCE", 0.01)
+        for user in ("one", "other"):
+            await bench.supervisor.reload(config(a={"run_as": user}))
+        await bench.supervisor.reload(config(a={"run_as": "last"}))
+        assert bench.supervisor.status() == "1 stopping"
+        bench.sessions["a"][0].end(Exit(code=0))
+        await bench.until("1 running")
+        assert [session.agent.run_as for session in bench.sessions["a"]] == ["team", "last"]
+
+    play(config(a={"model": "obstinate", "stop_timeout_sec": "infinity"}), scene)
+
+
 def test_an_agent_that_waits_for_a_restart_is_started_at_once_as_it_is_declared_now(play: Play) -> None:
     async def scene(bench: Bench) -> None:
         bench.sessions["a"][0].end(Exit(code=1))
