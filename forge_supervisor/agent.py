@@ -128,7 +128,9 @@ class Lifecycle(Memory):
         self.start_again = False
         match self.state:
             case State.INACTIVE | State.FAILED:
-                return
+                # For whoever may be about to start it.
+                self.stop_requested = True
+                self.changed()
             case State.AUTO_RESTART:
                 self._cancel_timer()
                 self._emit_stopped()

@@ -502,11 +502,15 @@ def test_nothing_is_started_as_what_it_is_not_declared_as_any_more(
     play(config(a={}), scene)
 
 
-def test_who_is_stopped_while_a_change_is_examined_stays_stopped(play: Play) -> None:
+@pytest.mark.parametrize("ended_before", [False, True])
+def test_who_is_stopped_while_a_change_is_examined_stays_stopped(play: Play, *, ended_before: bool) -> None:
     async def scene(bench: Bench) -> None:
         reloading = asyncio.create_task(bench.supervisor.reload(config(a={"env": {"A": "1"}})))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        if ended_before:
+            bench.sessions["a"][0].end(Exit(code=0))
+            await bench.until("1 inactive")
         bench.supervisor.lives["a"].stop()
         await reloading
         assert bench.supervisor.status() == "1 inactive"
