@@ -76,6 +76,11 @@ class Lifecycle(Memory):
         return self._successor[0] if self._successor is not None else self.agent
 
     @property
+    def stays_down(self) -> bool:
+        """Whether somebody has stopped it, and nobody has started it since."""
+        return self.stop_requested and not self.start_again
+
+    @property
     def begins_anew(self) -> bool:
         """Whether a session that is launched now is to have no memory of earlier ones."""
         return begins_anew(self.agent.resume.policy, self)
@@ -132,6 +137,7 @@ class Lifecycle(Memory):
                 self.stop_requested = True
                 self.changed()
             case State.AUTO_RESTART:
+                self.stop_requested = True
                 self._cancel_timer()
                 self._emit_stopped()
                 self._enter(State.INACTIVE)

@@ -72,6 +72,8 @@ class Supervisor:
         """Of what each agent's present session is made."""
         self._kept: set[str] = set()
         self._leaving: set[str] = set()
+        self._stopped: set[str] = set()
+        """Agents that had been stopped when the last reload came."""
         self.settled: Callable[[Agent], Awaitable[None]] = _at_once
         """Returns when nothing more is to be asked of the realm of an agent that has ended."""
         self.activity_of: Callable[[str], SavedActivity | None] = lambda _: None
@@ -168,6 +170,7 @@ class Supervisor:
         """
         declared = Declared.of_all(self._config)
         self._kept &= declared.keys()
+        self._stopped = {name for name, life in self._lives.items() if life.stays_down}
         for name in dict.fromkeys((*declared, *self._lives)):
             earlier = self._seeing.get(name)
             self._seeing[name] = asyncio.create_task(self._see_to(name, declared, earlier))
@@ -213,8 +216,7 @@ class Supervisor:
 
     async def _replace(self, declared: Declared, keys: set[str], all_: dict[str, Declared]) -> None:
         """Give an agent a session of what is declared now, unless it runs and could not be started like that."""
-        agent, life = declared.agent, self._lives[declared.agent.name]
-        ran = _runs(life)
+        agent = declared.agent
         better_kept = await self._is_better_kept(declared, all_)
         if self._is_outdated(agent.name):
             return
@@ -222,8 +224,8 @@ class Supervisor:
             self._kept.add(agent.name)
             return
         self._kept.discard(agent.name)
-        if ran and life.stop_requested and not life.start_again:
-            # Whoever has stopped it meanwhile has had the last word.
+        if self._lives[agent.name].stays_down and agent.name not in self._stopped:
+            # Whoever has stopped it since has had the last word.
             await self._remove(agent.name)
             self._add(declared)
             self._keeper.save(agent.name)
