@@ -126,6 +126,8 @@ class Lifecycle(Memory):
                 self.changed()
             case _:
                 self._cancel_timer()
+                # Even if a limit refuses it.
+                self.stop_requested = False
                 self._start(by_hand=True)
 
     def stop(self) -> None:

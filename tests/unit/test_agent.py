@@ -175,6 +175,17 @@ def test_so_many_starts_a_day_and_no_more_however_far_apart() -> None:
     assert (desk.state(), desk.life.daily_limit_hit) == (State.STARTING, False)
 
 
+def test_who_was_to_be_started_is_not_one_that_was_stopped() -> None:
+    desk = Desk(restart={"policy": "no", "limit_burst": 1})
+    desk.run()
+    desk.end(Exit(code=0))
+    seen = []
+    for ask in (desk.life.stop, desk.life.restart):
+        ask()
+        seen.append((desk.life.state, desk.life.stays_down))
+    assert seen == [(State.INACTIVE, True), (State.FAILED, False)]
+
+
 def test_the_daily_limit_is_forgotten_on_request_and_may_be_none() -> None:
     desk = Desk(restart={"policy": "no", "limit_burst": 0, "limit_daily": 1})
     desk.run()
