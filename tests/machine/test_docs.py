@@ -1,7 +1,7 @@
 """Every command of README.md and docs/ is run as it stands there, from top to bottom, and ends with 0.
 
-In two machines that have just been booted: one for the README, and one for docs/deployment.md and, after it, those that
-begin where it ends. What is not as a reader has it is said here: PROGRAMS that are stand-ins, a reader's FILES, keys
+In two machines that have just been booted: one for the README, and docs/migrating.md after it; and one for
+docs/deployment.md, and all that begin where that ends. What is not as a reader has it is said here: PROGRAMS that are stand-ins, a reader's FILES, keys
 that a reader presses (KEYS), and EXCEPTIONS.
 """
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(400)
 HERE = "/root/here"
 """A checkout, as far as the documents need it, in which a reader may write."""
 OF_THE_CHECKOUT = ("dev", "pyproject.toml", "README.md", "config.example.toml", "forge_supervisor", "systemd")
-DEPLOYED = ("deployment", "security", "troubleshooting", "migrating", "writing-a-harness", "upgrading")
+DEPLOYED = ("deployment", "security", "troubleshooting", "writing-a-harness", "upgrading")
 WHEELS = os.environ.get("FORGE_TEST_WHEELS") or f"{sys.prefix}/wheels"
 
 # The real Claude Code is what tests/claude is for; here it has to be found, log in, and stay at its prompt.
@@ -42,6 +42,7 @@ case "$*" in
 *--version) echo '2.1.330 (Claude Code)' ;;
 'auth login') mkdir -p ~/.claude && echo '{"claudeAiOauth": {"accessToken": "x"}}' >~/.claude/.credentials.json ;;
 'plugin '*) ;;
+-p*) exit 1 ;;
 *) echo ready; exec sleep infinity ;;
 esac
 """
@@ -56,14 +57,14 @@ PROGRAMS = {
     "/usr/local/bin/nix": f"#!/bin/sh\ncat <<'END'\n{json.dumps(NIX_CONFIG)}\nEND\n",
     "/usr/local/bin/example-agent": (ROOT / "tests/packages/example-agent").read_text(),
 }
-INTERRUPT, DETACH = "\x03", "\x02d"
+INTERRUPT, INTERRUPT_LOG, DETACH = "\x03", "\x03 ", "\x02d"
 # What a reader does when the command has shown something, and its exit code then.
 KEYS = {
     "./dev run": ("clock started", INTERRUPT, 0),
-    "sudo forgectl logs -f scout": ("scout started", INTERRUPT, 130),
+    "sudo forgectl logs -f scout": ("scout started", INTERRUPT_LOG, 130),
     "sudo forgectl attach scout": ("agent-scout", DETACH, 0),
-    "sudo forgectl shell scout": ("$ ", "exit\r", 0),
-    "sudo forge-supervisor shell scout": ("$ ", "exit\r", 0),
+    "sudo forgectl shell scout": ("bash-", "exit\r", 0),
+    "sudo forge-supervisor shell scout": ("bash-", "exit\r", 0),
     "read -rsp 'Key of the API: ' key && echo": ("Key of the API", "sk-ant-api03-0123456789\r", 0),
 }
 EXCEPTIONS = {
@@ -83,7 +84,7 @@ def fresh(tmp_path: Path) -> Iterator[Machine]:
         machine.run("mkdir", HERE)
         machine.run("cp", "-R", *(f"{booted.CHECKOUT}/{name}" for name in OF_THE_CHECKOUT), HERE)
         # No network is needed: sudo keeps no variables, but pip reads this.
-        machine.write("/etc/pip.conf", f"[global]\nno-index = true\nfind-links = {WHEELS}\n")
+        machine.write("/root/.config/pip/pip.conf", f"[global]\nno-index = true\nfind-links = {WHEELS}\n")
         yield machine
 
 
@@ -118,6 +119,9 @@ class Terminal:
             for user in ("team", "scouts"):
                 detach = ("tmux", "-L", "forge", "detach-client", "-s", "=agent-scout")
                 self._machine.run(*detach, user=user, check=False)
+        elif keys == INTERRUPT_LOG:
+            # sudo shows what its command says a moment before it passes keys on to it.
+            self._machine.run("pkill", "-INT", "-x", "journalctl")
         else:
             self.type(keys)
 
@@ -125,7 +129,7 @@ class Terminal:
         """Return the exit code, and what was shown."""
         self.type("".join(f"{line}\r" for line in command.splitlines()))
         if keys := KEYS.get(bare(command)):
-            self.see(re.escape(keys[0]))
+            self.see(re.escape(keys[0]), 60)
             self.press(keys[1])
         ended = self.see(r"(?s)(.*)ended-(\d+)-")
         return int(ended[2]), ended[1]
@@ -134,12 +138,12 @@ class Terminal:
 @contextlib.contextmanager
 def terminal(machine: Machine, directory: str) -> Iterator[Terminal]:
     # Not typed ahead: sudo, and whatever else has a terminal, takes what is typed meanwhile.
-    shell = "stty rows 50 cols 200 -echo; exec bash --norc --noprofile --noediting -i"
-    env = {"TERM": "xterm", "PS1": "ended-$?-", "PS2": "", "SHELL": "/bin/bash", "PAGER": "cat"}
+    shell = "stty rows 50 cols 200 -echo; exec env PS1='ended-$?-' PS2= bash --norc --noprofile --noediting -i"
+    env = {"TERM": "xterm", "SHELL": "/bin/bash", "PAGER": "cat"}
     script = machine.command("script", "-qefc", shell, "/dev/null", env=env)
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         at = Terminal(machine, process)
-        at.see("ended-0-")
+        at.see("ended-0-", 30)
         try:
             assert at.run(f"cd {directory}")[0] == 0
             yield at
@@ -169,8 +173,11 @@ def run_all(path: Path, machine: Machine, directory: str) -> list[str]:
     return left_out
 
 
-def test_the_readme(fresh: Machine) -> None:
+def test_the_readme_and_a_migration(fresh: Machine) -> None:
     assert run_all(ROOT / "README.md", fresh, str(booted.CHECKOUT)) == ["./dev test"]
+    fresh.write("/nix/store/0a1b-review/SKILL.md", "---\nname: review\ndescription: Look at a change\n---\nLook.\n")
+    assert run_all(ROOT / "docs/migrating.md", fresh, HERE) == []
+    assert "/srv/forge/granted/0a1b-review" in fresh.read("/etc/forge-supervisor/config.toml")
 
 
 def test_a_deployment_and_all_that_follows(fresh: Machine) -> None:
@@ -180,4 +187,4 @@ def test_a_deployment_and_all_that_follows(fresh: Machine) -> None:
 
 
 def test_no_document_is_left_out() -> None:
-    assert {file.stem for file in (ROOT / "docs").glob("*.md")} == set(DEPLOYED)
+    assert {file.stem for file in (ROOT / "docs").glob("*.md")} == {"migrating", *DEPLOYED}

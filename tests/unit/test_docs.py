@@ -83,7 +83,8 @@ def texts(tree: ast.AST) -> Iterator[str]:
 
 # Words of the examples, and of others' programs.
 EXAMPLES = re.compile(
-    r'…|"x"|\[skills\.x\]|\bteam\b|\bscout\b|claude\b|1001|45 s|discord@|Permission denied|it is waiting|\bis (?=[a-z-]+:)|"'
+    r'…|"x"|\[skills\.x\]|\bteam\b|\bscout\b|claude\b|1001|45 s|discord@|'
+    r'Permission denied|it is waiting|\bis (?=[a-z-]+:)|"'
 )
 OTHERS = {"Active: failed", "result: lost", "result: oom-kill", "/tmp/tmux-1001.not-of-1001…"}
 
