@@ -1,8 +1,8 @@
 """Every command of README.md and docs/ is run as it stands there, from top to bottom, and ends with 0.
 
 In two machines that have just been booted: one for the README, and docs/migrating.md after it; and one for
-docs/deployment.md, and all that begin where that ends. What is not as a reader has it is said here: PROGRAMS that are stand-ins, a reader's FILES, keys
-that a reader presses (KEYS), and EXCEPTIONS.
+docs/deployment.md, and all that begin where that ends. What is not as a reader has it is said here: PROGRAMS that are
+stand-ins, what a reader does at a terminal (KEYS), and EXCEPTIONS.
 """
 
 from __future__ import annotations
@@ -147,6 +147,8 @@ def terminal(machine: Machine, directory: str) -> Iterator[Terminal]:
         try:
             assert at.run(f"cd {directory}")[0] == 0
             yield at
+            at.type("exit\r")
+            process.wait(30)
         finally:
             process.kill()
 
