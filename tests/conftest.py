@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
+import forge_supervisor
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("forge", deadline=None, database=None)
 hypothesis.settings.load_profile("forge")
 set_hypothesis_home_dir(Path(tempfile.gettempdir(), f"forge-hypothesis-{os.getuid()}"))
+
+# Set by ./dev, and by whatever else has installed the wheel for the tests.
+INSTALLED = os.environ.get("FORGE_TEST_INSTALLED")
+if INSTALLED and not Path(forge_supervisor.__file__).is_relative_to(INSTALLED):
+    raise pytest.UsageError(f"{forge_supervisor.__file__} is what would be tested, and not what is in {INSTALLED}")
 
 
 @pytest.fixture

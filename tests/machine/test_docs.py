@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(400)
 
 HERE = "/root/here"
 """A checkout, as far as the documents need it, in which a reader may write."""
-OF_THE_CHECKOUT = ("dev", "pyproject.toml", "README.md", "config.example.toml", "forge_supervisor", "systemd")
+OF_THE_CHECKOUT = ("dev", "pyproject.toml", "README.md", "config.example.toml", "forge_supervisor", "systemd", "place")
 DEPLOYED = ("deployment", "security", "troubleshooting", "writing-a-harness", "upgrading")
 WHEELS = os.environ.get("FORGE_TEST_WHEELS") or f"{sys.prefix}/wheels"
 

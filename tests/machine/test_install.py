@@ -47,13 +47,13 @@ def test_the_installed_config_starts_no_agent(machine: Machine) -> None:
     assert machine.run("systemctl", "--quiet", "is-active", "forge-tmux-*", check=False).returncode != 0
 
 
-def test_the_service_is_held_back_as_the_readme_says(machine: Machine) -> None:
+def test_the_service_is_held_back_as_the_documentation_says(machine: Machine) -> None:
     said = machine.run("systemd-analyze", "security", "--no-pager", "forge-supervisor.service").stdout
     exposure = re.search(r"Overall exposure level for forge-supervisor.service: ([\d.]+)", said)
     assert exposure is not None
     assert float(exposure[1]) <= 2.5
-    readme = (booted.CHECKOUT / "README.md").read_text()
-    claimed = re.search(r"Overall exposure level for forge-supervisor.service: ([\d.]+)", readme)
+    document = (booted.CHECKOUT / "docs/security.md").read_text()
+    claimed = re.search(r"Overall exposure level for forge-supervisor.service: ([\d.]+)", document)
     assert claimed is not None
     assert abs(float(claimed[1]) - float(exposure[1])) <= 0.2, "it differs a little from version to version"
 

@@ -3,8 +3,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import booted
-
 if TYPE_CHECKING:
     from booted import Machine
 
@@ -22,7 +20,7 @@ for screen in ("one\\ntwo", "x" * 1_000_000):
 
 
 def test_the_journal_has_the_fields_of_events_small_and_large(bare_machine: Machine) -> None:
-    bare_machine.run(sys.executable, "-c", LOG_TWO, env={"PYTHONPATH": str(booted.CHECKOUT)})
+    bare_machine.run(sys.executable, "-I", "-c", LOG_TWO)
     small, large = bare_machine.journal("AGENT=jotter", "EVENT=agent_exited")
     expected = {
         "SYSLOG_IDENTIFIER": "forge-supervisor",

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from config_lab import RUN_AS
@@ -13,7 +13,8 @@ from forge_supervisor import check, main, version
 from forge_supervisor.memory import Memory, State
 from forge_supervisor.saved import Saved, Store
 
-CHECKOUT = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -129,4 +130,4 @@ def test_no_supervisor_carries_what_others_load() -> None:
         "import sys, forge_supervisor.main; loaded = {'rich', 'pygments', 'textual', 'tomlkit'} & sys.modules.keys(); "
         "assert not loaded, loaded; import rich"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=CHECKOUT)
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -220,7 +220,7 @@ def test_the_library_is_not_imported_before_it_is_needed() -> None:
         "import sys, forge_supervisor.daemon as daemon; assert 'prometheus_client' not in sys.modules; "
         "import forge_supervisor.metrics; assert 'prometheus_client' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=CHECKOUT)
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 # Over the socket
