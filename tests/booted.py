@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+# The tests may have been brought somewhere by themselves, with a wheel to be tested.
+IS_CHECKOUT = (CHECKOUT / "dev").exists()
+INSTALLED = "/opt/forge-supervisor"
 # The tests' own modules inside a machine, where every user can read them: the checkout may lie in a private home.
 MODULES = "/opt/forge-tests"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -119,11 +122,26 @@ class Machine:
         return done
 
     def dev(self, verb: str) -> str:
-        """Run ./dev of this checkout as root, with the wheels that ./dev test keeps, if it runs us; what it says."""
+        """Run ./dev of this checkout as root, with the wheels that ./dev test keeps, if it runs us; what it says.
+
+        Without a checkout do what it does by the wheel alone.
+        """
         wheels = os.environ.get("FORGE_TEST_WHEELS")
+        if not IS_CHECKOUT:
+            return self._by_the_wheel(verb, wheels)
         own = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
         pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels} if wheels else own
         return self.run(CHECKOUT / "dev", verb, env=pip, timeout=170).stderr
+
+    def _by_the_wheel(self, verb: str, wheels: str | None) -> str:
+        place = ("sh", f"{INSTALLED}/share/forge-supervisor/place")
+        if verb == "uninstall":
+            return self.run(*place, "remove").stderr
+        assert verb == "install" and wheels is not None
+        pip = (f"{INSTALLED}/bin/pip", "install", "--quiet", "--no-index", "--find-links", wheels)
+        self.run("/usr/bin/python3", "-m", "venv", INSTALLED)
+        self.run(*pip, "forge-supervisor", timeout=170)
+        return self.run(*place, "install").stderr
 
     def add_user(self, name: str) -> int:
         """Create it with a home and a group of its name; its uid."""

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from booted import Machine
 
 # Both machines have everything to install, one after the other.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(not booted.IS_CHECKOUT, reason="the documents are a checkout's"),
+]
 
 HERE = "/root/here"
 """A checkout, as far as the documents need it, in which a reader may write."""
