@@ -111,7 +111,7 @@ def wheel(suite: str, named: list[str]) -> bool:
         steps = (
             f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {' '.join(PACKAGES)} >/dev/null",
             f"python3 -m venv {VENV}",
-            f"{pip} wheel -q -w {WHEELS} setuptools wheel '/srv/{built.name}[dev]'",
+            f"{pip} wheel -q --use-pep517 -w {WHEELS} setuptools wheel '/srv/{built.name}[dev]'",
             f"{pip} install -q --no-index --find-links {WHEELS} setuptools wheel 'forge-supervisor[dev]'",
             # The program is nowhere else.
             "test -z \"$(find / -xdev -name forge_supervisor -not -path '*/site-packages/*')\"",
