@@ -187,7 +187,12 @@ def _attempts(dice: random.Random) -> Iterator[Scenario]:
     while True:
         lives = tuple(_life(dice) for _ in range(dice.choice((1, 1, 2, 2, 3, 4, 5))))
         until = TICK * dice.randint(7, LONGEST)
-        yield Scenario(_rules(dice, lives), lives, _operations(dice, until), until)
+        # Some meet with much at a time, some are out of order for a while.
+        hectic, broken = dice.random() < 0.1, dice.random() < 0.3
+        if hectic:
+            lives = tuple(replace(life, lasts=FOREVER, on_term="exits", lingers=2 * TICK) for life in lives)
+        rules = _rules(dice, lives, often=0.7 if broken else 0.3)
+        yield Scenario(rules, lives, _operations(dice, until, hectic=hectic, broken=broken), until)
 
 
 def _life(dice: random.Random) -> Life:
@@ -211,13 +216,15 @@ def _status(dice: random.Random) -> Status:
     return Status(dice.choice(SIGNALS), signalled=True)
 
 
-def _rules(dice: random.Random, lives: Sequence[Life]) -> Rules:
+def _rules(dice: random.Random, lives: Sequence[Life], often: float) -> Rules:
+    """`often`: how likely each list is to hold anything."""
     burst = _weighted(dice, {0: 2, 1: 2, 2: 5, 3: 5, 4: 2, 6: 1})
     interval = dice.choice((dice.randrange(TICK, 4 * TICK), dice.randrange(4 * TICK, 12 * TICK))) + 0.5
     delay = TICK * _weighted(dice, {0: 1, 1: 6, 2: 3})
     # The steps between are whole ticks.
     steps, growth = dice.choice(((1, 2), (1, 3), (2, 4), (3, 8))) if dice.random() < 0.25 else (0, 0)
-    lists = {name: _listed(dice, lives) for name in ("success", "prevent", "force")}
+    names = ("success", "prevent", "force")
+    lists = {name: _listed(dice, lives) if dice.random() < often else () for name in names}
     if dice.random() < 0.3:
         lists["force"] += lists["prevent"]
     return Rules(
@@ -235,26 +242,27 @@ def _rules(dice: random.Random, lives: Sequence[Life]) -> Rules:
 
 def _listed(dice: random.Random, lives: Sequence[Life]) -> tuple[Status, ...]:
     """Draw a list of statuses, most of them such as occur."""
-    if dice.random() < 0.7:
-        return ()
     occurring = [status for life in lives for status in (life.ends, Status(life.code))]
     drawn = [dice.choice(occurring) if dice.random() < 0.8 else _status(dice) for _ in range(dice.randint(1, 2))]
     return tuple(dict.fromkeys(drawn))
 
 
-def _operations(dice: random.Random, until: int) -> tuple[Operation, ...]:
-    places = dice.sample(range(1, TICK), dice.choice((0, 1, 2, 3, 3, 4, 4, 4)))
+def _operations(dice: random.Random, until: int, *, hectic: bool, broken: bool) -> tuple[Operation, ...]:
+    places = dice.sample(range(1, TICK), TICK - 1 if hectic else dice.choice((0, 1, 2, 3, 3, 4, 4, 4)))
     moments = []
     tick = 0
     for place in places:
         # Half of them close to one before: what is under way then is what they are to meet.
-        close = dice.random() < 0.5
+        close = dice.random() < (0.9 if hectic else 0.5)
         tick = min(tick + dice.randint(0, 1), until // TICK - 1) if close else dice.randrange(until // TICK)
         moments.append(place + TICK * tick)
-    weights = {"start": 6, "stop": 4, "restart": 2, "reset-failed": 6}
+    weights = {"start": 6, "stop": 6} if hectic else {"start": 6, "stop": 4, "restart": 2, "reset-failed": 6}
     by_hand = [Operation(at, _weighted(dice, weights)) for at in moments]
-    if len(moments) > 1 and dice.random() < 0.35:
-        by_hand[:2] = (Operation(at, verb) for at, verb in zip(sorted(moments[:2]), ("break", "mend"), strict=True))
+    if broken and len(moments) > 1:
+        # Early, while it is still being restarted.
+        tick = dice.randint(0, 3)
+        first, second = places[:2]
+        by_hand[:2] = Operation(first + TICK * tick, "break"), Operation(second + TICK * (tick + 1), "mend")
     return (Operation(0, "start"), *sorted(by_hand, key=lambda operation: operation.at))
 
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from oracle_scenario import Life, Scenario, Status
 
 CELL = 200_000_000
-"""Nanoseconds. Half a cell is what a moment may be late before the order of two is in doubt; on two cores, 60 scenarios
-at a time are late by a tenth of that."""
+"""Nanoseconds. Half a cell is what a moment may be late before the order of two is in doubt. With 60 scenarios at a
+time on two cores with other work, half of the programs run 14 ms after they should, and 95 of 100 after 25 ms."""
 LATE = 0.4
-"""In cells: what is later than that is asked again; a look, where it is near the end of its cell."""
 LATE_LOOK = 0.2
+"""In cells: what is later is asked again. A look is near the end of its cell."""
 PARALLEL = 60
 
 EARLY = 15_000

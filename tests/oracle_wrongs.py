@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from forge_supervisor import agent, policy
 from forge_supervisor.agent import Lifecycle
@@ -61,6 +62,17 @@ def what_cannot_be_set_up_is_no_failure(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(policy, "_RESTARTED_AFTER", {
         name: results - {Result.RESOURCES} for name, results in policy._RESTARTED_AFTER.items()
     })  # fmt: skip
+
+
+def what_cannot_be_set_up_is_judged_by_the_last_exit(patch: pytest.MonkeyPatch) -> None:
+    def verdict(life: Lifecycle) -> Any:
+        life.exit = last[life] = last.get(life) if life.result is Result.RESOURCES else life.exit
+        return true(life)
+
+    last: WeakKeyDictionary[Lifecycle, Exit | None] = WeakKeyDictionary()
+    true = Lifecycle._verdict
+    patch.setattr(Lifecycle, "_verdict", verdict)
+    patch.setattr(Lifecycle, "__hash__", object.__hash__)
 
 
 def abort_on_any_failure(patch: pytest.MonkeyPatch) -> None:
@@ -164,6 +176,16 @@ def a_stop_leaves_the_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "stop", lambda life: None if life.state is State.AUTO_RESTART else true(life))
 
 
+def a_stop_leaves_the_start_that_waits_for_another(patch: pytest.MonkeyPatch) -> None:
+    def stop(life: Lifecycle) -> None:
+        again = life.start_again
+        true(life)
+        life.start_again = again
+
+    true = Lifecycle.stop
+    patch.setattr(Lifecycle, "stop", stop)
+
+
 def a_start_does_not_wait_for_the_stop(patch: pytest.MonkeyPatch) -> None:
     true = Lifecycle.start
     patch.setattr(Lifecycle, "start", lambda life: None if life.state is State.STOPPING else true(life))
@@ -194,6 +216,7 @@ WRONGS = (
     nothing_is_prevented,
     forced_before_prevented,
     what_cannot_be_set_up_is_no_failure,
+    what_cannot_be_set_up_is_judged_by_the_last_exit,
     abort_on_any_failure,
     abnormal_on_any_failure,
     one_more_start,
@@ -208,6 +231,7 @@ WRONGS = (
     a_refused_start_clears_n_restarts,
     a_stop_does_not_prevent,
     a_stop_leaves_the_restart,
+    a_stop_leaves_the_start_that_waits_for_another,
     a_start_does_not_wait_for_the_stop,
     a_stop_in_vain_is_no_timeout,
     a_restart_is_not_counted,
