@@ -117,6 +117,8 @@ class Session:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
         self._server = await self._realm.server()
         prepared, secrets = await self._prepare()
+        # Meanwhile it may have been lost, and another one been started for other agents, in which this one would run.
+        self._server = await self._realm.server()
         self.resumes = prepared.resumes
         if self._agent.resources != Resources() and not self._realm.placement.holds:
             self._warn("resources", "are not limited, which takes systemd")
@@ -258,6 +260,8 @@ class Session:
             raise LaunchError("", str(error)) from error
         for note in opened.notes:
             self._warn("", note)
+        if self._server.dead:
+            raise LaunchError("", "the tmux server ended")
         self.saved = SavedSession(
             uid=self._realm.user.uid,
             pid=opened.pid,

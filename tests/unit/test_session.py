@@ -255,6 +255,33 @@ def test_what_cannot_be_asked_is_lost_and_never_success(tmp_path: Path, trouble:
     assert "its exit status cannot be known" in warnings[-1]
 
 
+@pytest.mark.parametrize("while_", [Prepare, Open])
+def test_who_is_launched_while_another_tmux_server_takes_the_place_of_one_that_was_lost_is_not_ended_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_: type
+) -> None:
+    """It would count as a clean end, and the agent stay down. What is opened while that happens is begun anew."""
+
+    async def scene() -> None:
+        async with stage(tmp_path, "/bin/sleep", "0.2") as on:
+            ask, realm = on.realm.ask, on.realm
+
+            async def losing(request: Any) -> Any:
+                if isinstance(request, while_):
+                    realm.tmux.kill()
+                    realm.tmux.wait()
+                    realm.tmux = subprocess.Popen(["/bin/sleep", "infinity"])
+                return await ask(request)
+
+            monkeypatch.setattr(realm, "ask", losing)
+            if while_ is Open:
+                with pytest.raises(LaunchError, match="the tmux server ended"):
+                    await on.session().launch()
+            else:
+                assert (await whole(on.session()))[0] == Exit(code=0)
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("ignored", ["", "TERM HUP"])
 def test_who_outlives_the_tmux_server_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str) -> None:
     monkeypatch.setattr(session, "HANGUP_GRACE", 0.2)
