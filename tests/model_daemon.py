@@ -14,7 +14,7 @@ from model_world import STAND_IN, Hand, Killed
 
 from forge_supervisor.config import Agent
 from forge_supervisor.declared import Declared
-from forge_supervisor.memory import State
+from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from forge_supervisor import events
     from forge_supervisor.config import Config
 
-LIMITS = {"limit_burst": 3, "limit_interval_sec": 20, "limit_daily": 12}
+LIMITS = {"limit_burst": 3, "limit_interval_sec": 20, "limit_daily": 7}
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ class Daemon:
         for name, life in lives.items():
             if life._timer is None and life.state is State.AUTO_RESTART:
                 yield f"{name} waits for a restart that never comes"
+            if life._timer is not None and life.state in AT_REST:
+                yield f"{name} is {life.state}, and a timer is left"
 
     @property
     def is_idle(self) -> bool:

@@ -44,7 +44,7 @@ class Lab:
         self.transitions: Counter[tuple[State, State]] = Counter()
         self._numbers = itertools.count(1)
         self._invocations = itertools.count(1)
-        self.world.opening, self.world.ending = self.ledger.opened, self.ledger.ends
+        self.world.opening, self.world.ending = self.ledger.opened, self._ends
         self.world.welcome = lambda process: self.daemon is not None and self.daemon.handshake.welcome(process)
         self._patch = pytest.MonkeyPatch()
         self._put_in_place()
@@ -85,6 +85,11 @@ class Lab:
         worker = FakeWorker(placement.hand, user)
         self.present.workers.append(worker)
         return worker
+
+    def _ends(self, process: Process) -> None:
+        config = self.present.supervisor.config
+        if not self.present.finishing and process.agent in Declared.of_all(config):
+            self.ledger.ends(process)
 
     def _invocation(self) -> SimpleNamespace:
         return SimpleNamespace(hex=f"{next(self._invocations):032x}")
@@ -268,7 +273,7 @@ class Lab:
         world = self.world
         world.lags.clear()
         world.troubles.clear()
-        world.mute, world.temper = False, "dies"
+        world.mute, world.temper, world.ending = False, "dies", lambda _: None
         for _ in range(60):
             if self.daemon is None:
                 self.boot()

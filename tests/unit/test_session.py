@@ -269,7 +269,7 @@ def test_who_is_launched_while_another_tmux_server_takes_the_place_of_one_that_w
                 if isinstance(request, while_):
                     realm.tmux.kill()
                     realm.tmux.wait()
-                    realm.tmux = subprocess.Popen(["/bin/sleep", "infinity"])
+                    realm.tmux = subprocess.Popen(["/bin/sleep", "infinity"])  # noqa: ASYNC220 - it is not waited for
                 return await ask(request)
 
             monkeypatch.setattr(realm, "ask", losing)
