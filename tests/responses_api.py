@@ -5,8 +5,8 @@ for a response as LOGDIR/<number>.json and what it was authorized by as LOGDIR/<
 last line of what the user said, after 'ECHO '. A line `TOOL {"name": …, "arguments": "…"}` is answered by that call
 of a tool, or whatever item it is, and what comes of it by 'DONE'. Each answer uses other numbers of tokens, which
 LOGDIR/<number>.usage has, written when the answer has been given. As long as there is LOGDIR/failure, requests end as
-that says: JSON with `status`, `headers` and `error`, or `reset` alone to have the connection dropped. `SLOW <seconds>` is
-answered in that time. Of what else it is asked for, LOGDIR/asked has a line each.
+that says: JSON with `status`, `headers` and `error`, or `reset` alone to have the connection dropped. `SLOW <seconds>`
+is answered in that time. Of what else it is asked for, LOGDIR/asked has a line each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with (self.log_directory / "asked").open("a") as asked:
             asked.write(f"{self.command} {self.path}\n")
-        # Of the websocket that codex prefers, too: it does with less then.
+        if self.headers.get("Upgrade"):
+            # Codex prefers a websocket, and does without one at once if it is told so in this way.
+            self._answer(426, {})
+            return
         self._answer(404, {"error": {"message": self.path, "type": "invalid_request_error", "code": "not_found"}})
 
     def do_POST(self) -> None:

@@ -8,7 +8,6 @@ of them is told by the hook StopFailure alone. Until it gives up, after ten trie
 from __future__ import annotations
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Seen, Window
@@ -16,8 +15,9 @@ from forge_supervisor.harness.claude_code.login import (
     CREDENTIAL_VARIABLES,
     config_home,
     has_credentials,
-    open_regular,
 )
+from forge_supervisor.harness.reading import open_regular
+from forge_supervisor.harness.reporting import report_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,17 +47,12 @@ _MOST_BYTES = 1 << 20
 
 
 def hook(subject: Subject) -> dict[str, Any]:
-    return {"type": "command", "command": _command(subject), "timeout": _TIMEOUT_SEC}
+    return {"type": "command", "command": report_command(subject), "timeout": _TIMEOUT_SEC}
 
 
 def status_line(subject: Subject) -> dict[str, Any]:
     """Have claude tell what it would show of the context window and the limits; it shows nothing."""
-    return {"type": "command", "command": _command(subject)}
-
-
-def _command(subject: Subject) -> str:
-    # Of a hook that fails claude tells in the conversation.
-    return f"{shlex.join(subject.report)} >/dev/null 2>&1 || :"
+    return {"type": "command", "command": report_command(subject)}
 
 
 def watched(subject: Subject, paths: Paths, pid: int) -> tuple[Path, ...]:

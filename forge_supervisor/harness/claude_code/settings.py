@@ -12,7 +12,8 @@ from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, expand_home
 from forge_supervisor.harness.claude_code import activity, sessions
 from forge_supervisor.harness.claude_code.discord import PLUGIN
-from forge_supervisor.harness.claude_code.login import config_home, read_json
+from forge_supervisor.harness.claude_code.login import config_home
+from forge_supervisor.harness.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
