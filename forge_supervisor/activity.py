@@ -50,6 +50,10 @@ class Seen:
     """Stands for the login that there is: another one is another word, none is none."""
     login_fix: str = ""
     """How to log in."""
+    failed: Activity | None = None
+    """What its last turn has failed of, where files tell that too."""
+    gauges: Gauges | None = None
+    """As far as files tell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +109,10 @@ class Tracker:
         seen = self.seen
         if seen is None:
             return self.failed
-        if seen.doing is Doing.STARTING:
-            return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
         if not seen.login and self._proved_login is None:
             return Activity(Doing.LOGGED_OUT, "there is no login", seen.login_fix)
+        if seen.doing is Doing.STARTING:
+            return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
         return self.failed
 
     @property
@@ -122,6 +126,12 @@ class Tracker:
             self.failed = None
         if seen.doing is not Doing.STARTING:
             self._overdue = None
+        # Only where that is new: what hooks tell, and what an earlier supervisor knew, stays.
+        if seen.failed != (None if before is None else before.failed):
+            self.failed = seen.failed
+        if seen.gauges is not None:
+            self.gauges = seen.gauges
+        self._date_limit()
 
     def heard(self, reported: Reported) -> None:
         if reported.gauges is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forge_supervisor import events, harness, journal
-from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Seen, Tracker
+from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Tracker
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.mailbox import Mailbox
 from forge_supervisor.saved import SavedActivity
@@ -216,7 +216,7 @@ class Observer:
                 secrets = self._supervisor.secrets_of(observation.agent.name)
                 known = await realm.ask(Observe.of(observation.agent, secrets, pid, known))
                 pause = _FIRST_PAUSE
-                observation.tracker.saw(Seen(Doing(known.doing), known.detail, known.login, known.login_fix))
+                observation.tracker.saw(known.seen())
                 self._update(observation)
                 # Its user may change the files as often as it likes.
                 await asyncio.sleep(_QUIET)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class TellsActivity(Protocol):
     clearing_key: str
     """What is typed, a line of a draft a time, to have nothing but the message in the prompt; may be empty."""
+    reads_while_written: bool
+    """Whether lines are added to the watched files, each of which says something before the file is closed."""
 
     def watched(self, subject: Subject, paths: Paths, pid: int) -> Sequence[Path]:
         """Name the files, there or not, by whose changes `observe` would tell something else."""

@@ -34,11 +34,12 @@ class Observing:
         # That there is a secret says enough.
         subject = Subject(agent, secrets=dict.fromkeys(request.secrets, "secret"))
         paths = paths_of(agent, self._home)
-        files = program.watched(subject, paths, request.pid)
         loop = asyncio.get_running_loop()
         while True:
             try:
-                async with self._changes.of(files) as changed:
+                # Which files they are can change with them.
+                files = program.watched(subject, paths, request.pid)
+                async with self._changes.of(files, while_written=program.reads_while_written) as changed:
                     seen = await loop.run_in_executor(self._pool, program.observe, subject, paths, request.pid)
                     if seen is not None:
                         observed = Observed.model_validate(seen, from_attributes=True)

@@ -63,6 +63,7 @@ class ClaudeCode:
     )
     requires = frozenset({"role"})
     clearing_key = "\x15"  # Ctrl-U; what it takes away can be had back with Ctrl-Y
+    reads_while_written = False
     stop_exit_status = frozenset({143})  # it catches SIGTERM and exits with 128 + 15
 
     def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:
@@ -144,7 +145,7 @@ class ClaudeCode:
     def transcripts(self, agent: Agent, paths: Paths) -> Iterable[Path]:
         return transcripts.files(agent, paths)
 
-    def usage_in(self, line: bytes) -> MessageUsage | None:
+    def usage_in(self, line: bytes, transcript: Path) -> MessageUsage | None:  # noqa: ARG002 - each line says it all
         return transcripts.usage_in(line)
 
 

@@ -8,6 +8,7 @@ of them is told by the hook StopFailure alone. Until it gives up, after ten trie
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Seen, Window
@@ -60,15 +61,16 @@ def watched(subject: Subject, paths: Paths, pid: int) -> tuple[Path, ...]:
 
 
 def observe(subject: Subject, paths: Paths, pid: int) -> Seen | None:
-    login = {"login": _login(subject, paths), "login_fix": f"sudo -iu {subject.agent.run_as} claude, then /login"}
+    login_fix = f"sudo -iu {subject.agent.run_as} claude, then /login"
+    seen = partial(Seen, login=_login(subject, paths), login_fix=login_fix)
     try:
         with open_regular(_session_file(subject, paths, pid)) as file:
             session = json.loads(file.read(_MOST_BYTES))
         # In a state that we have never heard of it has something to do.
         doing = _DOING.get(session["status"], Doing.WORKING)
-        return Seen(doing, str(session.get("waitingFor") or "")[:_LONGEST], **login)
+        return seen(doing, str(session.get("waitingFor") or "")[:_LONGEST])
     except (FileNotFoundError, KeyError):
-        return Seen(Doing.STARTING, **login)
+        return seen(Doing.STARTING)
     except (OSError, ValueError, RecursionError, TypeError):
         return None
 
