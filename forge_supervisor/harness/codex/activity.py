@@ -36,6 +36,8 @@ _TROUBLES = {
     "usage_limit_exceeded": (Doing.LIMITED, "wait until the limit is over, or add credit to the account"),
     "server_overloaded": (Doing.UNRESPONSIVE, "wait until the API answers again"),
     "internal_server_error": (Doing.UNRESPONSIVE, "wait until the API answers again"),
+    # A connection that was lost, mostly.
+    "other": (Doing.UNRESPONSIVE, "look at its terminal"),
 }
 """By what codex calls an error. Of others that it had with the API, the status tells more."""
 _STATUSES = {401: "unauthorized", 403: "unauthorized", 429: "usage_limit_exceeded"}
