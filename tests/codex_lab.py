@@ -88,9 +88,9 @@ class Lab(harness_lab.Lab):
         """Have the agent's model run a command; return what it is told of it."""
         return self.use(agent, "exec_command", mark, cmd=command)
 
-    def keys(self) -> list[str]:
+    def bearers(self) -> list[str]:
         """Return what each request was authorized by."""
-        return [json.loads(path.read_bytes()) for path in sorted(self._requests.glob("*.key"))]
+        return [json.loads(path.read_bytes()) for path in sorted(self.requests_in.glob("*.key"))]
 
     def words(self) -> list[Json]:
         """Return the requests of the agents themselves, without those for titles."""

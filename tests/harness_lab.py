@@ -70,7 +70,7 @@ class Lab:
         self.lasting = directory / "lasting"
         self.user = f"forge-{secrets.token_hex(4)}"
         self._directory = directory
-        self._requests = directory / "requests"
+        self.requests_in = directory / "requests"
         self._config = directory / "config/config.toml"
         self._mcp_script = directory / "mcp_server.py"
         self._events: list[Json] = []
@@ -91,7 +91,7 @@ class Lab:
 
     def begin(self) -> None:
         self._directory.chmod(0o755)
-        self._requests.mkdir()
+        self.requests_in.mkdir()
         shutil.copy(MCP_SERVER, self._mcp_script)
         self._mcp_script.chmod(0o644)
         useradd = ["useradd", "--no-create-home", "--home-dir", str(self.home), "--shell", "/bin/sh", self.user]
@@ -99,7 +99,7 @@ class Lab:
         self.home.mkdir(mode=0o755)
         os.chown(self.home, self.uid, self.uid)
         port_file = self._directory / "port"
-        server = [sys.executable, "-I", str(self.api), str(port_file), str(self._requests)]
+        server = [sys.executable, "-I", str(self.api), str(port_file), str(self.requests_in)]
         self._api = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", BEGIN, "sh", *server])
         wait_for(port_file.exists, "the stand-in for the API does not start")
         self._port = port_file.read_text()
@@ -193,7 +193,7 @@ class Lab:
     @contextlib.contextmanager
     def api_fails(self, failure: Json) -> Iterator[None]:
         """Have every request to the API end as that says: the stand-in's own words."""
-        file = self._requests / "failure"
+        file = self.requests_in / "failure"
         file.with_suffix(".new").write_text(json.dumps(failure))
         file.with_suffix(".new").rename(file)
         yield
@@ -293,11 +293,11 @@ class Lab:
         raise NotImplementedError
 
     def requests(self) -> list[Json]:
-        return [json_of(path) for path in sorted(self._requests.glob("*.json"))]
+        return [json_of(path) for path in sorted(self.requests_in.glob("*.json"))]
 
     def handed_out(self) -> list[Json]:
         """Return what each answer has used that was given to its end, as the stand-in for the API has it."""
-        return [json_of(path) for path in sorted(self._requests.glob("*.usage"))]
+        return [json_of(path) for path in sorted(self.requests_in.glob("*.usage"))]
 
     def as_user(self, *argv: str, stdin: str | None = None) -> str:
         """Run a program as the user, in the network of the stand-in, with next to no environment."""

@@ -115,13 +115,13 @@ def events(response: Json, item: Json, usage: Json) -> Iterator[Json]:
 
 def usage_of(number: int) -> Json:
     """Return what the answer to that request uses: numbers of which no two sums are the same."""
-    cached, fresh, output = 10 * number, 3 + number % 7, 100 + number
+    cached, written, fresh, output = 10 * number, number % 11, 3 + number % 7, 100 + number
     return {
-        "input_tokens": cached + fresh,
-        "input_tokens_details": {"cached_tokens": cached},
+        "input_tokens": cached + written + fresh,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": written},
         "output_tokens": output,
         "output_tokens_details": {"reasoning_tokens": number % 5},
-        "total_tokens": cached + fresh + output,
+        "total_tokens": cached + written + fresh + output,
     }
 
 
@@ -135,6 +135,8 @@ def answer_to(request: Json) -> Json:
     """Return the item that answers a request."""
     if is_for_a_title(request):
         return message('{"title": "A title"}')
+    if request["input"][-1].get("type") == "compaction_trigger":
+        return {"type": "compaction", "id": f"cmp_{secrets.token_hex(8)}", "encrypted_content": "COMPACTED"}
     words = last_words(request)
     if new_results(request):
         return message("DONE")

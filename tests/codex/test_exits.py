@@ -16,7 +16,6 @@ from forge_supervisor import processes
 
 if TYPE_CHECKING:
     from codex_lab import Lab
-    from harness_lab import Json
 
 FAST = {"model": MODEL, "effort": "low"}
 
@@ -42,7 +41,7 @@ def test_a_signal_is_its_end(lab: Lab, number: int) -> None:
     lab.start({"scout": FAST})
     os.kill(lab.prompt("scout"), number)
     exited = lab.event("agent_exited", "scout")
-    assert (exited["exit_code"], exited["signal"]) == (None, number)
+    assert (exited.get("exit_code"), exited["signal"]) == (None, number)
     assert exited["result"] == ("success" if number != signal.SIGKILL else "signal")
 
 
@@ -85,7 +84,8 @@ def test_two_agents_do_not_share_a_server_of_codexs(lab: Lab) -> None:
         lab.prompt(agent)
     for agent in ("scout", "herald"):
         lab.tell(agent, f"{agent} speaking")
-    told = {lab.said(request).rpartition("\n")[2]: key for request, key in zip(lab.requests(), lab.keys(), strict=True)}
+    requests = zip(lab.requests(), lab.bearers(), strict=True)
+    told = {lab.said(request).rpartition("\n")[2]: bearer for request, bearer in requests}
     for agent in ("scout", "herald"):
         assert told[f"{agent} speaking"] == f"Bearer {lab.keyed(agent)['OPENAI_API_KEY']}"
     assert not running(lab, "app-server")
@@ -94,32 +94,30 @@ def test_two_agents_do_not_share_a_server_of_codexs(lab: Lab) -> None:
 
 
 SHARING = """#!/bin/sh
-# codex, as it would be had nobody said anything: one home, one server in it
-for argument; do
-    shift
-    [ "$argument" = --no-daemon ] || set -- "$@" "$argument"
-done
-sed -i 's/^daemon_auto_start = false$/daemon_auto_start = true/' "$CODEX_HOME/config.toml"
-mkdir -p {home} && cp "$CODEX_HOME/config.toml" {home}
+# codex, as it would be had nobody said anything: one home for all agents of the user
+[ "$1" != --version ] || exec {codex} "$@"
+mkdir -p {home} {home}/work
+sed '/daemon_auto_start/d' "$CODEX_HOME/config.toml" >{home}/config.toml
 export CODEX_HOME={home}
-exec {codex} "$@"
+cd {home}/work
+exec {codex} --dangerously-bypass-approvals-and-sandbox
 """
 
 
 def test_the_trap_is_there(lab: Lab) -> None:
-    """What the test before is about: with the server, the second agent has the first one's key, and outlives its end."""
+    """What the test before is about: with that server the second agent has the first one's key."""
     home = lab.home / "shared"
     script = lab.give(lab.home / "sharing", SHARING.format(home=home, codex=lab.program), mode="755")
-    agent: Json = {**FAST, "extra_args": ["-c", 'projects={"/"={trust_level="trusted"}}']}
-    lab.start({"scout": agent}, {"harnesses": {"codex": {"binary": str(script)}}})
+    library = {"harnesses": {"codex": {"binary": str(script)}}}
+    lab.start({"scout": {}}, library)
     lab.event("agent_started", "scout")
     lab.see("scout", "Ask Codex")
     wait_for(lambda: running(lab, "app-server"), "no server")
-    lab.configure({"scout": agent, "herald": agent}, {"harnesses": {"codex": {"binary": str(script)}}})
+    lab.configure({"scout": {}, "herald": {}}, library)
     lab.reload()
     lab.event("agent_started", "herald")
     lab.see("herald", "Ask Codex")
     lab.say("herald", "herald speaking")
     lab.request("herald speaking")
-    assert f"Bearer {lab.keyed('scout')['OPENAI_API_KEY']}" in lab.keys()
-    assert f"Bearer {lab.keyed('herald')['OPENAI_API_KEY']}" not in lab.keys()
+    assert f"Bearer {lab.keyed('scout')['OPENAI_API_KEY']}" in lab.bearers()
+    assert f"Bearer {lab.keyed('herald')['OPENAI_API_KEY']}" not in lab.bearers()

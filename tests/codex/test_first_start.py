@@ -77,7 +77,7 @@ def test_the_users_login_is_every_agents(lab: Lab) -> None:
     for agent in ("scout", "herald"):
         lab.prompt(agent)
         lab.tell(agent, f"{agent} speaking")
-    assert set(lab.keys()) == {"Bearer sk-of-the-user"}
+    assert set(lab.bearers()) == {"Bearer sk-of-the-user"}
 
 
 def test_a_login_from_an_agents_home_is_the_users(lab: Lab) -> None:
@@ -93,4 +93,4 @@ def test_a_login_from_an_agents_home_is_the_users(lab: Lab) -> None:
     assert lab.event("agent_recovered", "scout")["activity"] == "logged-out"
     lab.prompt("scout", 2)
     lab.tell("scout", "hello")
-    assert lab.keys()[0] == "Bearer sk-of-the-user"
+    assert lab.bearers()[0] == "Bearer sk-of-the-user"

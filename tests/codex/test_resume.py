@@ -79,6 +79,24 @@ def test_instructions_are_as_they_are_now(lab: Lab) -> None:
     assert "You whistle." in request
 
 
+def test_model_and_effort_are_as_they_are_now(lab: Lab) -> None:
+    """Trap: what config.toml says of them counts for new sessions only."""
+    lab.start({"scout": FAST})
+    lab.prompt("scout")
+    lab.tell("scout", "the word is tulip")
+    lab.configure({"scout": {**FAST, "effort": "high"}})
+    lab.reload()
+    lab.prompt("scout", 2)
+    request = lab.tell("scout", "and the colour is red")
+    assert (request["model"], request["reasoning"]["effort"]) == (MODEL, "high")
+    lab.configure({"scout": {**FAST, "model": "gpt-6-luna"}})
+    lab.reload()
+    lab.prompt("scout", 3)
+    request = lab.tell("scout", "what was the word")
+    assert request["model"] == "gpt-6-luna"
+    assert "the word is tulip" in lab.said(request)
+
+
 def test_a_session_that_was_begun_by_new_is_followed_from_the_first_words_on(lab: Lab) -> None:
     lab.start({"scout": FAST})
     pid = lab.prompt("scout")

@@ -128,13 +128,18 @@ class Codex:
 
 
 def _options(subject: Subject, paths: Paths, session: sessions.Next) -> Iterator[str]:
+    agent = subject.agent
     yield "--no-daemon"
-    yield from permissions.options(subject.agent, paths)
+    # A session that is resumed stays with the model and effort that it had, whatever config.toml says.
+    if agent.model is not None:
+        yield from ("--model", agent.model)
+    yield from ("-c", f'model_reasoning_effort="{agent.effort}"')
+    yield from permissions.options(agent, paths)
     # The hooks are ours alone: codex would ask whether they are to be trusted.
     yield "--dangerously-bypass-hook-trust"
     # Without it a session that is resumed asks in which directory, if that was moved.
     yield from ("--cd", str(paths.state))
-    yield from subject.agent.extra_args
+    yield from agent.extra_args
     yield from session.options()
 
 

@@ -26,7 +26,6 @@ _EVENT = re.compile(rb'"type":"event_msg","payload":\{"type":"(task_started|task
 _BEGINNING = 200
 """Bytes of a line in which it says what it is."""
 _MOST_KEPT = 64
-_MOST_TURNS = 100_000
 
 
 @dataclass(slots=True)
@@ -36,8 +35,8 @@ class Rollout:
     inode: int
     offset: int = 0
     is_sub_agents: bool = False
-    models: dict[str, str] = field(default_factory=dict)
-    """By turn."""
+    models: list[tuple[float, str]] = field(default_factory=list)
+    """Since when which one answers."""
     begun: float = 0.0
     """When the last turn began."""
     ended: float = 0.0
@@ -50,6 +49,11 @@ class Rollout:
     @property
     def is_running(self) -> bool:
         return self.begun > self.ended
+
+    def model_at(self, time: float) -> str:
+        """Name the model that answered then; empty if that is not told."""
+        before = [model for since, model in self.models if since <= time]
+        return before[-1] if before else self.models[0][1] if self.models else ""
 
     def take(self, line: bytes) -> None:
         beginning = line[:_BEGINNING]
@@ -69,8 +73,10 @@ class Rollout:
                 self.ended, self.error = max(time, self.begun), payload.get("error")
             case "token_count":
                 self.tokens = payload
-            case "turn_context" if len(self.models) < _MOST_TURNS:
-                self.models[str(payload.get("turn_id"))] = str(payload.get("model") or "")
+            case "turn_context":
+                model = str(payload.get("model") or "")
+                if not self.models or self.models[-1][1] != model:
+                    self.models.append((time, model))
             case "session_meta":
                 self.is_sub_agents = isinstance(payload.get("source"), dict)
 

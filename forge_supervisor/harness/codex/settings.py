@@ -65,8 +65,6 @@ def _config(subject: Subject, paths: Paths, program: Path) -> dict[str, Any]:
     places = dict.fromkeys((str(paths.state), os.path.realpath(paths.state)))
     return {
         **_QUIET,
-        **({"model": agent.model} if agent.model is not None else {}),
-        "model_reasoning_effort": agent.effort,
         # Of directories above the agent's own, nothing is read.
         "project_root_markers": [],
         "cli_auth_credentials_store": "file",

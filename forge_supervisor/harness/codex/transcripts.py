@@ -27,7 +27,8 @@ def usage_in(line: bytes, rollout: Path) -> MessageUsage | None:
     return MessageUsage(
         message=str(record.get("response_id") or ""),
         session=str(record.get("session_id") or ""),
-        model=_model(rollout, str(record.get("turn_id"))),
+        # Not by the turn: a new model's first turn may begin with the old one's summing up.
+        model=_model(rollout, time),
         time_usec=round(time * 1_000_000) if time else None,
         input=max(0, _count(usage, "input_tokens") - read - written),
         output=_count(usage, "output_tokens"),
@@ -37,9 +38,9 @@ def usage_in(line: bytes, rollout: Path) -> MessageUsage | None:
     )
 
 
-def _model(rollout: Path, turn: str) -> str:
+def _model(rollout: Path, time: float) -> str:
     try:
-        return rollouts.read(rollout).models.get(turn) or _UNKNOWN
+        return rollouts.read(rollout).model_at(time) or _UNKNOWN
     except OSError:
         return _UNKNOWN
 
