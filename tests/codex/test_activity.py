@@ -76,6 +76,27 @@ def test_one_that_has_asked_something_waits(lab: Lab) -> None:
         lab.doing("scout", "idle")
 
 
+FORGETFUL = """#!/bin/sh
+# codex, as it would be had its config.toml no trust in the directory
+sed -i '/^trust_level/d; /^\\[projects/d' "$CODEX_HOME/config.toml"
+exec {codex} "$@"
+"""
+
+
+def test_one_that_stands_at_a_dialog_is_blocked_and_then_recovered(lab: Lab) -> None:
+    binary = str(lab.give(lab.home / "forgetful", FORGETFUL.format(codex=lab.program), mode="755"))
+    lab.as_user("git", "init", "-q", str(lab.state_of("scout")))
+    lab.start({"scout": {"ready_timeout_sec": 3}}, {"harnesses": {"codex": {"binary": binary}}})
+    blocked = lab.event("agent_blocked", "scout")
+    assert blocked["activity"] == "blocked"
+    assert "Trust this folder?" in blocked["problem"]
+    assert "nothing was typed: it is blocked" in lab.refused("send", "scout", "hello")
+    lab.tmux("send-keys", "-t", "=agent-scout:", "Enter")
+    assert lab.event("agent_recovered", "scout")["activity"] == "blocked"
+    lab.doing("scout", "idle")
+    not_restarted(lab)
+
+
 @pytest.mark.parametrize(
     ("failure", "activity", "said"),
     [

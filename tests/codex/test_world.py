@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -190,3 +191,26 @@ def test_what_would_ask_somebody_does_not_wait(lab: Lab, *, skip_prompts: bool) 
     question = {"id": "q", "question": "Which?", "header": "Colour", "options": options}
     lab.use("scout", "request_user_input", "question", questions=[question])
     lab.tell("scout", "still there?")
+
+
+def test_the_environment_of_commands_is_the_agents(lab: Lab) -> None:
+    """Trap: a login shell's /etc/profile sets another PATH."""
+    env = {**lab.keyed("scout"), "TZ": "UTC"}
+    lab.start({"scout": {**FAST, "path": ["~/.local/bin", "/usr/bin", "/bin"], "env": env}})
+    lab.prompt("scout")
+    told = lab.run("scout", "env", "environment")
+    # Codex puts programs of its own before it.
+    assert re.search(rf"\\nPATH=[^\\]*/codex-path:[^\\]*:{lab.home}/.local/bin:/usr/bin:/bin\\n", told), told
+    assert "TZ=UTC" in told
+    assert "FORGE_AGENT=scout" in told
+    assert "OPENAI_API_KEY" not in told
+    assert "LEAK" not in told
+
+
+def test_further_directories_are_worked_in_and_bring_nothing(lab: Lab) -> None:
+    lab.give(lab.home / "work/.agents/skills/w/SKILL.md", "---\nname: w\ndescription: MARK-SKILL\n---\nx")
+    lab.give(lab.home / "work/AGENTS.md", "MARK-INSTRUCTIONS")
+    lab.give(lab.home / "work/.codex/config.toml", 'developer_instructions = "MARK-CONFIG"\n')
+    lab.as_user("git", "init", "-q", str(lab.home / "work"))
+    lab.start({"scout": {**FAST, "add_dirs": ["~/work"]}})
+    assert "MARK" not in ask(lab, "scout", "what is there?")

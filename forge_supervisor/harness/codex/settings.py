@@ -68,6 +68,8 @@ def _config(subject: Subject, paths: Paths, program: Path) -> dict[str, Any]:
         # Of directories above the agent's own, nothing is read.
         "project_root_markers": [],
         "cli_auth_credentials_store": "file",
+        # It would read /etc/profile, which sets another PATH than the agent's.
+        "allow_login_shell": False,
         **login.provider(subject.env),
         **permissions.search(agent),
         "features": _FEATURES,
