@@ -63,7 +63,7 @@ Inheritable = Literal[
 
 
 class Permissions(Model):
-    """Which tools an agent may use. Rules are the harness's: "Bash(git *)", "mcp__tracker__search" (codex has no "Edit")."""
+    """Which tools an agent may use. Which rules there are is the harness's: "Bash(git *)", "mcp__tracker__search"."""
 
     allow: WordList = ()
     """Rules for what it may do without being asked."""
@@ -80,7 +80,7 @@ class AgentTable(Model):
     """An agent as the files may have it; in [defaults], what all agents have in common."""
 
     role: Words | None = None
-    """What the agent is for: the text of its CLAUDE.md or AGENTS.md."""
+    """What the agent is for: its CLAUDE.md, or what stands for that with another harness."""
     run_as: UserName | None = None
     """The Linux user that the agent runs as, never root. Needed when the supervisor is root; otherwise one's own."""
     harness: Words = "claude-code"

@@ -85,6 +85,8 @@ class TestLeaks:
         text = "---\nname: {0}\ndescription: MARK-{0}\n---\nx"
         lab.give(lab.home / ".agents/skills/users/SKILL.md", text.format("users-skill"))
         lab.give(lab.home / ".agents/skills/deep/er/SKILL.md", text.format("deeper-skill"))
+        lab.give(lab.home / "elsewhere/SKILL.md", text.format("linked-skill"))
+        lab.as_user("ln", "-s", str(lab.home / "elsewhere"), str(lab.home / ".agents/skills/linked"))
         lab.give(lab.home / ".codex/skills/codexs/SKILL.md", text.format("codexs-skill"))
         lab.give(lab.home / ".codex/AGENTS.md", "MARK-users-instructions")
         server = lab.mcp_server("users")
@@ -109,7 +111,7 @@ class TestLeaks:
         self.give_all(lab)
         lab.start({"scout": {**FAST, "inherit": ["user-skills", "user-instructions", "bundled-skills"]}})
         request = ask(lab, "scout", "what is there?")
-        for mark in ("MARK-users-skill", "MARK-deeper-skill", "MARK-users-instructions", "skill-creator"):
+        for mark in ("MARK-users-skill", "MARK-linked-skill", "MARK-users-instructions", "skill-creator"):
             assert mark in request, mark
         for mark in ("MARK-config", "MARK-codexs-skill", "MARK-parents", "MARK-homes", "MARK-claude"):
             assert mark not in request, mark
@@ -120,12 +122,25 @@ class TestLeaks:
         assert pid
         home = lab.home_of("scout")
         lab.give(home / "config.toml", 'developer_instructions = "MARK-config"\n')
-        lab.give(home / "AGENTS.md", "MARK-instructions")
+        for name in ("AGENTS.md", "AGENTS.override.md"):
+            lab.give(home / name, "MARK-instructions")
         lab.give(home / "rules/own.rules", 'prefix_rule(pattern = ["true"], decision = "forbidden")\n')
         lab.configure({"scout": {**FAST, "effort": "medium"}})
         lab.reload()
         lab.prompt("scout", 2)
-        assert "MARK" not in body(lab.tell("scout", "what is there?"))
+        request = body(lab.tell("scout", "what is there?"))
+        assert "MARK" not in request
+        assert "# scout" in request
+        assert "rejected" not in lab.run("scout", "true", "rule")
+        assert any("own.rules is none of ours" in event.get("problem", "") for event in lab.events())
+
+    def test_a_granted_skill_that_is_the_users_too(self, lab: Lab) -> None:
+        """Trap: a skill that is left out by one path is left out by all."""
+        granted = skill(lab, "whistle")
+        lab.as_user("mkdir", "-p", str(lab.home / ".agents/skills"))
+        lab.as_user("ln", "-s", granted["source"], str(lab.home / ".agents/skills/own"))
+        lab.start({"scout": {**FAST, "skills": ["whistle"]}}, {"skills": {"whistle": granted}})
+        assert "About whistle" in ask(lab, "scout", "what is there?")
 
 
 class TestPermissions:
@@ -165,7 +180,7 @@ class TestPermissions:
         lab.run("scout", f"touch {outside}/allowed", "allowed")
         assert (outside / "allowed").exists()
         assert "rejected" in lab.run("scout", f"touch -m {outside}/denied", "denied")
-        assert "Read-only" in lab.run("scout", "cp /etc/hostname .codex/AGENTS.md", "own")
+        assert "Read-only" in lab.run("scout", "cp /etc/hostname .codex/AGENTS.override.md", "own")
         assert {path.name for path in outside.iterdir()} == {"allowed"}
         assert "RAN tracker" in lab.use("scout", "alpha", "server", namespace="mcp__tracker")
         assert "approval policy is never" in lab.use("scout", "alpha", "other", namespace="mcp__calendar")

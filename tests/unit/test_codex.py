@@ -152,12 +152,19 @@ class TestGrants:
     def test_the_users_skills_are_named_to_be_left_out(self, paths: Paths) -> None:
         """Trap: codex reads ~/.agents/skills whatever its home is."""
         file = write(paths.home / ".agents/skills/a/b/SKILL.md", "x")
-        assert config_of(paths)["skills"]["config"] == [{"path": str(file), "enabled": False}]
+        linked = write(paths.home / "linked/SKILL.md", "x")
+        granted = write(paths.home / "granted/SKILL.md", "x")
+        (paths.home / ".agents/skills/l").symlink_to(linked.parent)
+        (paths.home / ".agents/skills/a/round").symlink_to(paths.home / ".agents")
+        (paths.home / ".agents/skills/g").symlink_to(granted.parent)
+        library = {"skills": {"g": {"source": "~/granted"}}}
+        left_out = config_of(paths, library=library)["skills"]["config"]
+        assert left_out == [{"path": str(path), "enabled": False} for path in (file, linked)]
         assert config_of(paths, inherit=("user-skills",))["skills"]["config"] == []
 
     def test_instructions(self, paths: Paths) -> None:
         write(paths.home / ".codex/AGENTS.md", "Everybody whistles.\n")
-        file = paths.state / ".codex/AGENTS.md"
+        file = paths.state / ".codex/AGENTS.override.md"
         assert file_of(plan_of(paths), file).text == "# scout\n\nLook ahead.\n"
         inherited = file_of(plan_of(paths, inherit=("user-instructions",)), file).text
         assert inherited == "# scout\n\nLook ahead.\n\nEverybody whistles.\n"
@@ -199,6 +206,9 @@ class TestRefused:
         ((key, text),) = refused(extra_args=(argument,))
         assert key == "extra_args"
         assert text.startswith(f"{argument.partition('=')[0]} cannot be given here")
+
+    def test_the_home_of_codex_is_not_theirs_to_choose(self) -> None:
+        assert [key for key, _ in refused(env={"CODEX_HOME": "/x"})] == ["env.CODEX_HOME"]
 
     def test_models_and_efforts(self) -> None:
         assert [key for key, _ in refused(effort="harder", model="-x")] == ["effort", "model"]

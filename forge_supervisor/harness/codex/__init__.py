@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from forge_supervisor.policy import Exit
     from forge_supervisor.secrets import SecretRef
 
+HOME = "CODEX_HOME"
 _LAUNCHER = "codex.js"
 
 
@@ -69,6 +70,8 @@ class Codex:
         yield from names.server_problems(granted)
         yield from names.option_problems(agent.extra_args)
         yield from permissions.problems(agent)
+        if HOME in agent.env or HOME in agent.secrets:
+            yield Problem(f"env.{HOME}", "is the agent's own directory's (leave it out)")
 
     def secrets(self, granted: Library) -> Iterable[SecretRef]:
         return server_secrets(granted)
@@ -81,7 +84,8 @@ class Codex:
         return LaunchPlan(
             argv=(str(program), *_options(subject, paths, session)),
             cwd=paths.state,
-            env={"CODEX_HOME": str(home)},
+            env={HOME: str(home)},
+            closed=(home / "rules",),
             files=(
                 *settings.files(subject, paths, program),
                 File(home / "hooks.json", as_json(activity.hooks(subject, paths))),

@@ -37,11 +37,13 @@ _FEATURES = {
     # Other prices, by a default that may change.
     "fast_mode": False,
 }
+_MOST_PLACES = 10_000
 
 
 def files(subject: Subject, paths: Paths, program: Path) -> Iterator[File]:
     home = login.home_of(paths)
-    yield File(home / "AGENTS.md", _instructions(subject, paths), ("role",))
+    # It goes before an AGENTS.md, which the agent could write.
+    yield File(home / "AGENTS.override.md", _instructions(subject, paths), ("role",))
     yield File(home / "config.toml", toml.written(_config(subject, paths, program)))
     yield permissions.rules_file(subject.agent, home)
 
@@ -91,11 +93,27 @@ def _migrations(subject: Subject, program: Path) -> dict[str, str]:
 def _skills(subject: Subject, paths: Paths) -> dict[str, Any]:
     """Leave out codex's own skills, and those of the user's other programs, which only their names keep out."""
     inherit = subject.agent.inherit
-    foreign = () if "user-skills" in inherit else sorted((paths.home / ".agents/skills").glob(f"**/{SKILL}"))
+    granted = {os.path.realpath(source_of(skill.source, paths)) for skill in subject.granted.skills.values()}
+    foreign = () if "user-skills" in inherit else _skills_below(paths.home / ".agents/skills")
     return {
         "bundled": {"enabled": "bundled-skills" in inherit},
-        "config": [{"path": str(path), "enabled": False} for path in foreign],
+        # By whatever name a skill is left out, it is left out by all.
+        "config": [{"path": f"{place}/{SKILL}", "enabled": False} for place in foreign if place not in granted],
     }
+
+
+def _skills_below(directory: Path) -> list[str]:
+    """Find directories of skills by their real paths, also behind symbolic links."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    for place, inner, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or len(seen) > _MOST_PLACES:
+            inner.clear()
+        seen.add(real)
+        if str(SKILL) in names:
+            found.add(real)
+    return sorted(found)
 
 
 def _environment_of_commands(subject: Subject) -> dict[str, Any]:
