@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from clock_lab import ClockLoop
+from loop_lab import ClockLoop
 from model_seams import FakeHandshake, FakePlacement, FakeStore
 from model_world import STAND_IN, Hand, Killed
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from clock_lab import Clock
+from loop_lab import Clock
 from model_daemon import Daemon, Variant, declared, fingerprint
 from model_ledger import Ledger
 from model_seams import Disk, FakePidfd, FakePlacement, FakeWorker

@@ -20,7 +20,7 @@ from forge_supervisor.units import User
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from clock_lab import Clock, ClockLoop
+    from loop_lab import Clock, ClockLoop
 
 Result = TypeVar("Result")
 Temper = Literal["dies", "exits", "ignores"]
