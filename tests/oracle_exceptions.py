@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from oracle_ours import Look, Ours, Start
-from oracle_scenario import Rules, Scenario
+from oracle_scenario import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from oracle_ours import Context
+    from oracle_ours import Context, Look, Ours, Start
+    from oracle_scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -76,34 +77,53 @@ TABLE = {
 }
 
 
-def comparable(scenario: Scenario, version: int) -> tuple[Scenario, set[str]]:
-    """Return what a systemd of that version can be asked, and the exceptions that it took."""
-    if not scenario.rules.steps or version >= STEPS:
+NONE: frozenset[str] = frozenset()
+
+
+def comparable(scenario: Scenario, version: int, *, without: frozenset[str] = NONE) -> tuple[Scenario, set[str]]:
+    """Return what a systemd of that version can be asked, and the exceptions that it took.
+
+    `without`: exceptions that are not made, here and below.
+    """
+    if not scenario.rules.steps or version >= STEPS or "no-steps" in without:
         return scenario, set()
     usual = Rules()
     return replace(scenario, rules=replace(scenario.rules, steps=usual.steps, max_delay=usual.max_delay)), {"no-steps"}
 
 
-def expected(ours: Ours, version: int) -> tuple[list[Start | Look], set[str]]:
-    """Return what systemd is to show if our rules are its own, and the exceptions that applied."""
-    applied = set(ours.applied)
-    events: list[Start | Look] = list(ours.starts)
+@dataclass(frozen=True)
+class Expected:
+    """What systemd is to show if our rules are its own: all events before `until`, a moment in cells."""
+
+    events: list[Start | Look]
+    until: float
+    applied: frozenset[str]
+
+    def of(self, events: list[Start | Look]) -> list[Start | Look]:
+        """Return those of systemd's that are to be compared."""
+        return _ordered(each for each in events if each.moment < self.until)
+
+
+def expected(ours: Ours, version: int, *, without: frozenset[str] = NONE) -> Expected:
+    until, parting = min((each for each in ours.partings if each[1] not in without), default=(math.inf, ""))
+    applied = {*ours.met, parting} - {"", *without}
+    events: list[Start | Look] = [start for start in ours.starts if start.moment < until]
     for look, context in ours.looks:
-        if ours.parted is None or look.moment < ours.parted:
-            events.append(_seen(look, context, version, applied))
-    return until(events, ours.parted), applied
+        if look.moment < until:
+            events.append(_seen(look, context, version, without, applied))
+    return Expected(_ordered(events), until, frozenset(applied))
 
 
-def until(events: list[Start | Look], parted: float | None) -> list[Start | Look]:
-    """Return the events before that moment, in their order."""
-    return sorted((each for each in events if parted is None or each.moment < parted), key=lambda each: each.moment)
+def _ordered(events: Iterable[Start | Look]) -> list[Start | Look]:
+    return sorted(events, key=lambda each: each.moment)
 
 
-def _seen(look: Look, context: Context, version: int, applied: set[str]) -> Look:
+def _seen(look: Look, context: Context, version: int, without: frozenset[str], applied: set[str]) -> Look:
     for name, words in _renamed(look, context):
-        applied.add(name)
-        look = replace(look, result=words)
-    if context.kept and version < FORGETS:
+        if name not in without:
+            applied.add(name)
+            look = replace(look, result=words)
+    if context.kept and version < FORGETS and "n-restarts-kept" not in without:
         applied.add("n-restarts-kept")
         look = replace(look, n_restarts=look.n_restarts + context.kept)
     return look

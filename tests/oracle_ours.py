@@ -66,10 +66,10 @@ class Context:
 class Ours:
     starts: list[Start]
     looks: list[tuple[Look, Context]]
-    applied: set[str]
-    """The exceptions that decided what was done by hand, or that ended the comparison."""
-    parted: float | None = None
-    """From this moment on, in cells, the two may differ, by an exception."""
+    met: set[str]
+    """The exceptions that are of what was done by hand."""
+    partings: list[tuple[float, str]]
+    """Moments, in cells, from which on the two may differ, and the exceptions that have it so."""
 
 
 def run(scenario: Scenario) -> Ours:
@@ -92,7 +92,7 @@ class _Stage:
         self.scenario = scenario
         self.clock = FakeClock()
         self.begin = self.clock.now
-        self.ours = Ours(starts=[], looks=[], applied=set())
+        self.ours = Ours(starts=[], looks=[], met=set(), partings=[])
         self.life = Lifecycle(_agent(scenario), self, clock=self.clock, emit=lambda _: None)
         self.life.changed = self._note_refusal
         self.broken = False
@@ -109,9 +109,7 @@ class _Stage:
         return self.clock.now - self.begin
 
     def part(self, exception: str) -> None:
-        if self.ours.parted is None:
-            self.ours.parted = self.moment
-            self.ours.applied.add(exception)
+        self.ours.partings.append((self.moment, exception))
 
     # The operator.
 
@@ -131,11 +129,11 @@ class _Stage:
 
     def _begin(self, verb: str) -> None:
         state = self.life.state
-        if verb == "start" and self.ours.parted is None:
+        if verb == "start" and not self.ours.partings:
             if state is State.AUTO_RESTART:
-                self.ours.applied.add("start-while-waiting")
+                self.ours.met.add("start-while-waiting")
             elif state is State.STOPPING:
-                self.ours.applied.add("start-while-stopping")
+                self.ours.met.add("start-while-stopping")
         if state is State.AUTO_RESTART or self.cancelled:
             self.keeps = self.kept + self.life.n_restarts
         elif state is not State.RUNNING or verb == "restart":

@@ -27,7 +27,6 @@ LATE = 0.4
 """In cells: what is later than that is asked again. A look may be later by the fifth of a cell, when the next begins."""
 LATE_LOOK = 0.2
 PARALLEL = 60
-TRIES = 4
 
 PLACE = "/run/oracle"
 UNIT = """
@@ -84,25 +83,11 @@ class Systemd:
         subprocess.run(["cc", "-O1", "-o", self._root / "life", CHECKOUT / "tests/oracle_life.c"], check=True)
         shutil.copy(CHECKOUT / "tests/oracle_inside.py", self._root / "inside.py")
 
-    def ask(
-        self, scenarios: Sequence[Scenario], *, parallel: int = PARALLEL, hurry: bool = True
-    ) -> list[Seen]:
-        """Return what it did, those that were late asked again up to TRIES times in all.
+    def ask(self, scenarios: Sequence[Scenario], *, parallel: int = PARALLEL, hurry: bool = True) -> list[Seen]:
+        """Return what it does.
 
         `hurry`: whether it is asked for a restart where a start would have to wait (see oracle_exceptions).
         """
-        seen = self._ask(scenarios, parallel, hurry=hurry)
-        for _ in range(TRIES - 1):
-            again = [number for number, each in enumerate(seen) if each.late]
-            if not again:
-                break
-            parallel = max(1, parallel // 2)
-            anew = self._ask([scenarios[number] for number in again], parallel, hurry=hurry)
-            for number, each in zip(again, anew, strict=True):
-                seen[number] = each
-        return seen
-
-    def _ask(self, scenarios: Sequence[Scenario], parallel: int, *, hurry: bool) -> list[Seen]:
         batch = next(self._batches)
         services = [
             _service(scenario, f"oracle-{batch}-{number}", hurry=hurry) for number, scenario in enumerate(scenarios)
