@@ -60,7 +60,7 @@ def _machine(suite: str | None) -> Iterator[booted.Machine]:
             return
         root = directory / suite
         given = fresh.sources(suite)
-        include = "--include=systemd,systemd-sysv,dbus,python3-minimal"
+        include = "--include=systemd,systemd-sysv,dbus,python3"
         command = ["mmdebstrap", "--quiet", "--variant=minbase", include, suite, str(root), *(["-"] if given else [])]
         subprocess.run(command, input=given, text=True, check=True)
         with booted.nspawn(root, booted.BOOT + booted.NSPAWN, (), files=directory) as machine:

@@ -25,7 +25,7 @@ class Exception_:
 
 
 STEPS = 254
-FORGETS = 258
+FORGETS = 257
 
 TABLE = {
     "start-limit-hit": Exception_(
@@ -66,7 +66,7 @@ TABLE = {
     ),
     "n-restarts-kept": Exception_(
         when="a start by hand follows a restart that was waited for and then was not wanted any more",
-        why="systemd forgot n_restarts at the end of a run that no restart followed; now it does so at each start by hand",
+        why="a start by hand clears n_restarts; systemd before 257 clears it only if no restart followed the last run",
         below=FORGETS,
     ),
     "no-steps": Exception_(

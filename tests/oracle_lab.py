@@ -27,7 +27,9 @@ STEPS_TO_SHRINK = 40
 
 @dataclass(frozen=True)
 class Verdict:
+    scenario: Scenario
     asked: Scenario
+    """What a systemd of that version can be asked of it."""
     expected: Expected
     seen: Seen
     applied: frozenset[str]
@@ -67,11 +69,15 @@ def _words(event: Start | Look) -> str:
 
 
 def judge(
-    systemd: Systemd, scenarios: Sequence[Scenario], *, without: frozenset[str] = oracle_exceptions.NONE
+    systemd: Systemd,
+    scenarios: Sequence[Scenario],
+    *,
+    without: frozenset[str] = oracle_exceptions.NONE,
+    tries: int = TRIES,
 ) -> list[Verdict]:
     """Ask both of each; `without` some exceptions."""
     verdicts = _judge(systemd, scenarios, PARALLEL, without)
-    for attempt in range(1, TRIES):
+    for attempt in range(1, tries):
         again = [number for number, verdict in enumerate(verdicts) if not verdict.settled]
         if not again:
             break
@@ -82,17 +88,20 @@ def judge(
     return verdicts
 
 
-def _judge(
-    systemd: Systemd, scenarios: Sequence[Scenario], parallel: int, without: frozenset[str]
-) -> list[Verdict]:
-    asked = [oracle_exceptions.comparable(scenario, systemd.version, without=without) for scenario in scenarios]
+def _judge(systemd: Systemd, scenarios: Sequence[Scenario], parallel: int, without: frozenset[str]) -> list[Verdict]:
+    asked = [oracle_exceptions.comparable(scenario, systemd.version, without=without)[0] for scenario in scenarios]
     hurry = not without & {"start-while-waiting", "start-while-stopping"}
-    seen = systemd.ask([scenario for scenario, _ in asked], parallel=parallel, hurry=hurry)
-    verdicts = []
-    for (scenario, applied), each in zip(asked, seen, strict=True):
-        expected = oracle_exceptions.expected(oracle_ours.run(scenario), systemd.version, without=without)
-        verdicts.append(Verdict(scenario, expected, each, expected.applied | applied))
-    return verdicts
+    seen = systemd.ask(asked, parallel=parallel, hurry=hurry)
+    return [verdict(*each, systemd.version, without) for each in zip(scenarios, seen, strict=True)]
+
+
+def verdict(
+    scenario: Scenario, seen: Seen, version: int, without: frozenset[str] = oracle_exceptions.NONE
+) -> Verdict:
+    """Judge what a systemd of that version has been seen to make of it."""
+    asked, took = oracle_exceptions.comparable(scenario, version, without=without)
+    expected = oracle_exceptions.expected(oracle_ours.run(asked), version, without=without)
+    return Verdict(scenario, asked, expected, seen, expected.applied | took)
 
 
 def shrink(systemd: Systemd, verdict: Verdict) -> Verdict:
