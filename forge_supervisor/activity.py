@@ -86,13 +86,17 @@ class Reported:
 
 @dataclass(slots=True)
 class Tracker:
-    """One session. `failed` may be what an earlier supervisor knew."""
+    """One session. The first three may be what an earlier supervisor knew."""
 
     failed: Activity | None = None
+    login: str | None = None
+    """The one that was seen last."""
+    has_answered: bool = False
+    """Whether a turn has ended well, by whatever login."""
     seen: Seen | None = None
     gauges: Gauges = field(default_factory=Gauges)
     _overdue: str | None = None
-    _proved_login: str | None = None
+    _seen_failed: Activity | None = None
 
     @property
     def activity(self) -> Activity | None:
@@ -109,7 +113,7 @@ class Tracker:
         seen = self.seen
         if seen is None:
             return self.failed
-        if not seen.login and self._proved_login is None:
+        if not seen.login and not self.has_answered:
             return Activity(Doing.LOGGED_OUT, "there is no login", seen.login_fix)
         if seen.doing is Doing.STARTING:
             return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
@@ -119,46 +123,52 @@ class Tracker:
     def has_prompt(self) -> bool:
         return self.seen is not None and self.seen.doing is not Doing.STARTING
 
-    def saw(self, seen: Seen) -> None:
-        before, self.seen = self.seen, seen
-        is_new_login = before is not None and seen.login not in {"", before.login}
-        if is_new_login and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
+    def saw(self, seen: Seen, now: float = 0.0) -> None:
+        """Take note of what files tell; `now` is in seconds since 1970."""
+        is_another = self.login is not None and seen.login not in {"", self.login}
+        if is_another and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
             self.failed = None
+        self.seen, self.login = seen, seen.login
         if seen.doing is not Doing.STARTING:
             self._overdue = None
         # Only where that is new: what hooks tell, and what an earlier supervisor knew, stays.
-        if seen.failed != (None if before is None else before.failed):
-            self.failed = seen.failed
+        if seen.failed != self._seen_failed:
+            self.failed = self._seen_failed = seen.failed
         if seen.gauges is not None:
             self.gauges = seen.gauges
-        self._date_limit()
+        self._date_limit(now)
 
-    def heard(self, reported: Reported) -> None:
+    def is_unseen(self) -> None:
+        """Take note that its files cannot be looked at any more."""
+        self.seen = None
+
+    def heard(self, reported: Reported, now: float) -> None:
+        """Take note of what a hook tells; `now` is in seconds since 1970."""
         if reported.gauges is not None:
             self.gauges = reported.gauges
         if reported.turn == "ended":
             # A turn that came to its end has had an answer.
             self.failed = None
-            self._proved_login = "" if self.seen is None else self.seen.login
+            self.has_answered = True
         elif reported.turn == "failed":
             self.failed = reported.trouble
-        self._date_limit()
+        self._date_limit(now)
 
     def is_overdue(self, shown: str) -> None:
         """Take note that it should have been at its prompt by now; `shown` is on its screen."""
         if not self.has_prompt:
             self._overdue = shown
 
-    def limit_is_over(self) -> None:
-        """Take note that the time has come."""
-        if self.failed is not None and self.failed.doing is Doing.LIMITED:
+    def time_passes(self, now: float) -> None:
+        """Have a limit be over whose end has come; `now` is in seconds since 1970."""
+        if self.failed is not None and self.failed.until is not None and self.failed.until <= now:
             self.failed = None
 
-    def _date_limit(self) -> None:
-        """Have a limit end when the last window that is used up does."""
+    def _date_limit(self, now: float) -> None:
+        """Have a limit end when the last window that is used up does; one that has ended says nothing about it."""
         if self.failed is None or self.failed.doing is not Doing.LIMITED:
             return
         used_up = [window.resets_at for window in self.gauges.windows if window.used_percent >= 100]
-        ends = [end for end in used_up if end is not None]
+        ends = [end for end in used_up if end is not None and end > now]
         if ends:
             self.failed = replace(self.failed, until=max(ends))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import events
 from forge_supervisor.config_files import key_path
-from forge_supervisor.memory import AT_REST, Memory, State, begins_anew
+from forge_supervisor.memory import Memory, State, begins_anew
 from forge_supervisor.policy import DAY, RateLimit, Result, restart_delay, result_of, should_restart
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ class Lifecycle(Memory):
         return self._successor[0] if self._successor is not None else self.agent
 
     @property
+    def stays_down(self) -> bool:
+        """Whether somebody has stopped it, and nobody has started it since."""
+        return self.stop_requested and not self.start_again
+
+    @property
     def begins_anew(self) -> bool:
         """Whether a session that is launched now is to have no memory of earlier ones."""
         return begins_anew(self.agent.resume.policy, self)
@@ -121,16 +126,20 @@ class Lifecycle(Memory):
                 self.changed()
             case _:
                 self._cancel_timer()
-                self.n_restarts = 0
-                self._start()
+                # Even if a limit refuses it.
+                self.stop_requested = False
+                self._start(by_hand=True)
 
     def stop(self) -> None:
         """Stop and keep stopped: no restart undoes it."""
         self.start_again = False
         match self.state:
             case State.INACTIVE | State.FAILED:
-                return
+                # For whoever may be about to start it.
+                self.stop_requested = True
+                self.changed()
             case State.AUTO_RESTART:
+                self.stop_requested = True
                 self._cancel_timer()
                 self._emit_stopped()
                 self._enter(State.INACTIVE)
@@ -157,8 +166,7 @@ class Lifecycle(Memory):
         self._daily.reset()
         self.n_restarts = 0
         self.start_limit_hit = self.daily_limit_hit = False
-        if self.state in AT_REST:
-            self.result = Result.SUCCESS
+        self.result = Result.SUCCESS
         if self.state is State.FAILED:
             self._enter(State.INACTIVE)
         self.changed()
@@ -172,7 +180,7 @@ class Lifecycle(Memory):
     def reconfigure(self, agent: Agent) -> None:
         """Take a new configuration that needs no new session: its restart and stop rules hold from now on."""
         if self._successor is not None:
-            self._successor = (agent, self._successor[1])
+            self._successor = (agent, self.stop_exit_status)
         else:
             self._declare(agent, self.stop_exit_status)
 
@@ -333,7 +341,7 @@ class Lifecycle(Memory):
         self._limit.set(agent.restart.limit_interval_sec, agent.restart.limit_burst)
         self._daily.set(DAY, agent.restart.limit_daily)
 
-    def _start(self) -> None:
+    def _start(self, *, by_hand: bool = False) -> None:
         if self._successor is not None:
             self._declare(*self._successor)
             self._successor = None
@@ -346,6 +354,9 @@ class Lifecycle(Memory):
             self._emit_failed()
             self._enter(State.FAILED)
             return
+        if by_hand:
+            # A start that is refused is none, and does not clear it (service_start() comes after service_can_start()).
+            self.n_restarts = 0
         self.result = Result.SUCCESS
         self.start_again = self.stop_requested = self.stop_timed_out = False
         self.invocation = uuid.uuid4().hex

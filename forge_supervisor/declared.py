@@ -102,6 +102,9 @@ async def prepare(
     """
     try:
         wanted = declared.secrets()
+        # When the configuration was read one that fails was only warned of.
+        for _ in harness.load(declared.agent.harness).check(declared.agent, declared.granted):
+            pass
     except LookupError as error:
         raise LaunchError("harness", str(error)) from error
     read: dict[str, str] = {}

@@ -13,6 +13,7 @@ import structlog
 from forge_supervisor import events
 from forge_supervisor.config_resources import Share
 from forge_supervisor.memory import State
+from forge_supervisor.policy import RateLimit
 from forge_supervisor.spend.store import StoreError
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from forge_supervisor.spend.store import Who
 
 log = structlog.get_logger()
+
+
+RESTARTED_AT_MOST = 3600.0
+"""Seconds between two restarts of an agent that is too large: one that is so at once would never come to work."""
 
 
 class Guards:
@@ -41,8 +46,9 @@ class Guards:
         self._life_of = life_of
         self._memory_of = memory_of
         self._emit = emit
-        self._told: dict[Who, str] = {}
-        """The day on which it was last told of an agent that its budget is used up."""
+        self._told: dict[Who, tuple[str, str]] = {}
+        """The day on which it was last told of an agent that its budget is used up, and which."""
+        self._too_large: dict[Who, RateLimit] = {}
         self.looking: set[asyncio.Task[None]] = set()
         """At what agents have used today."""
 
@@ -53,11 +59,15 @@ class Guards:
             return
         most = _bytes(most)
         used = self._memory_of(life.pid)
-        if used is not None and used > most:
+        if used is not None and used > most and self._may_restart(life.agent):
             self._emit(
                 events.AgentTooLarge(agent=life.agent.name, run_as=life.agent.run_as, memory=used, restart_above=most)
             )
             life.restart()
+
+    def _may_restart(self, agent: Agent) -> bool:
+        limit = self._too_large.setdefault((agent.name, agent.run_as), RateLimit(RESTARTED_AT_MOST, 1))
+        return limit.allow(asyncio.get_running_loop().time())
 
     def counted(self, agent: Agent) -> None:
         """See whether the agent's budget is used up, as more of what it used has been counted."""
@@ -80,17 +90,17 @@ class Guards:
     async def _check(self, agent: Agent) -> None:
         who = (agent.name, agent.run_as)
         midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-        today = midnight.date().isoformat()
-        if self._told.get(who) == today:
+        budget = agent.budget
+        this = (midnight.date().isoformat(), f"{budget.daily_usd} USD, {budget.daily_tokens} tokens")
+        if self._told.get(who) == this:
             return
         with contextlib.suppress(StoreError):  # it has been told
             tokens, dollars = await self._used_since(who, round(midnight.timestamp() * 1_000_000))
-            budget = agent.budget
-            if self._told.get(who) == today:  # by another look, meanwhile
-                return
             if tokens > (budget.daily_tokens or tokens) or dollars > (budget.daily_usd or dollars):
-                self._told[who] = today
-                self._exceeded(agent, tokens, dollars)
+                self._told[who] = this
+                # Another supervisor may have told, and whoever has started the agent again since has his reasons.
+                if await self._collector.exceeds(who, *this):
+                    self._exceeded(agent, tokens, dollars)
 
     async def _used_since(self, who: Who, since_usec: int) -> tuple[int, float]:
         """Tell the tokens, and what they cost as far as that is known, in US dollars."""

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 READ_TIMEOUT = 5.0
 """Seconds that a program has to read what was typed."""
 _PAUSE = 0.02
-_MOST_LINES = 5
-"""Of a draft that somebody has left in the prompt: one key takes one line."""
+_MOST_KEYS = 30
+"""To clear a draft that somebody has left in the prompt: one takes a line, and one more the end of the line above."""
+_KEY_PAUSE = 0.01
 
 
 class Keyboard:
@@ -37,18 +38,20 @@ class Keyboard:
     def submit(self, text: str, clearing_key: str = "") -> None:
         """Type a text and Enter, and return when the pane's program has read both. Raises TerminalError.
 
-        `clearing_key` is typed before, as often as a draft may have lines.
+        `clearing_key` is typed before, as often as it takes for any draft.
         """
-        text = _typeable(text)
+        text = typeable(text)
         if not text.strip():
             raise TerminalError("there is nothing to send")
         tty = self._client.cmd("display-message", "-p", "#{pane_tty}", target=self._pane).stdout[0]
         # Else it would pile up, in tmux too, and be one message in the end.
         _wait_until_read(tty, "nothing was typed: the program has not read what was typed before")
-        for _ in range(_MOST_LINES if clearing_key else 0):
-            # Several at once would be a paste.
-            self._paste(clearing_key)
-            _wait_until_read(tty, "nothing was typed: the program has not read the keys that clear its prompt")
+        if clearing_key:
+            complaint = "nothing was typed: the program has not read the keys that clear its prompt"
+            for _ in range(_MOST_KEYS):
+                # Several at once would be a paste.
+                self._paste(clearing_key)
+                _wait_until_read(tty, complaint, _KEY_PAUSE)
         self._paste(text, "-p")
         _wait_until_read(tty, "it was typed, but the program has not read it")
         self._paste("\n")
@@ -67,7 +70,7 @@ class Keyboard:
             raise
 
 
-def _typeable(text: str) -> str:
+def typeable(text: str) -> str:
     """Leave out control characters: an escape sequence would end the paste, and act on the program."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
     text = "".join(char for char in text if char in "\n\t" or char.isprintable())
@@ -75,7 +78,7 @@ def _typeable(text: str) -> str:
     return f"{text} " if text.endswith("\\") else text
 
 
-def _wait_until_read(tty: str, complaint: str) -> None:
+def _wait_until_read(tty: str, complaint: str, pause: float = _PAUSE) -> None:
     """Return when the program has read all there is, twice in a row: tmux may have had more to write."""
     try:
         descriptor = os.open(tty, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -85,7 +88,7 @@ def _wait_until_read(tty: str, complaint: str) -> None:
         deadline = time.monotonic() + READ_TIMEOUT
         empty = 0
         while empty < 2:
-            time.sleep(_PAUSE)
+            time.sleep(pause)
             (unread,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))
             empty = 0 if unread else empty + 1
             if time.monotonic() > deadline:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.report import MOST_BYTES
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 MOST_AT_ONCE = 32
 """Datagrams that are read before anything else has its turn."""
 PAUSE = 0.05
-"""Seconds that whoever sends so many waits for the next to be read."""
+"""Seconds, at least, that whoever sends so many waits for the next to be read."""
+_PAUSE_SHARE = 9
+"""How many times as long as it took to act on those: a tenth of the supervisor's time is the most that a user gets."""
 
 Letter = tuple[int, str, dict[str, Any]]
 """The sender's uid, the invocation that it names, and what it says."""
@@ -65,14 +68,16 @@ class Mailbox:
         receiving.close()
 
     def _empty(self, uid: int) -> None:
+        loop = asyncio.get_running_loop()
+        began = time.monotonic()
         with contextlib.suppress(BlockingIOError):
             for _ in range(MOST_AT_ONCE):
                 letter = self._sockets[uid].recv(MOST_BYTES + 64)
                 if (opened := _opened(letter)) is not None:
                     self._read((uid, *opened))
-            loop = asyncio.get_running_loop()
             loop.remove_reader(self._sockets[uid])
-            self._pauses[uid] = loop.call_later(PAUSE, self._go_on, uid)
+            pause = max(PAUSE, _PAUSE_SHARE * (time.monotonic() - began))
+            self._pauses[uid] = loop.call_later(pause, self._go_on, uid)
 
     def _go_on(self, uid: int) -> None:
         del self._pauses[uid]

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from forge_supervisor import events, harness, journal
-from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Tracker
+from forge_supervisor.activity import Activity, Doing, Tracker
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.mailbox import Mailbox
+from forge_supervisor.observation import Observation, account_of
 from forge_supervisor.saved import SavedActivity
 from forge_supervisor.worker.client import WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import Capture, Observe
@@ -25,9 +26,9 @@ from forge_supervisor.worker.messages import Capture, Observe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from forge_supervisor.activity import Gauges, Reported, Seen
     from forge_supervisor.agent import Lifecycle
     from forge_supervisor.config import Agent
-    from forge_supervisor.harness.activity import TellsActivity
     from forge_supervisor.mailbox import Letter
     from forge_supervisor.supervisor import Supervisor
     from forge_supervisor.worker.messages import Observed
@@ -36,47 +37,17 @@ log = structlog.get_logger()
 
 LIMIT_GRACE = 60.0
 """Seconds after the end of a limit in which its program may go on by itself before the agent is taken for recovered."""
+LOOKED_AGAIN = 300.0
+"""Seconds after which it is looked whether a limit is over: clocks are set, and machines sleep."""
+FIRST_LOOK = 60.0
+"""Seconds that a worker has for its first answer, for which it need not wait for anything."""
+ENDS_WITHIN = 10.0
+"""Seconds for which a session may seem not to be there before it ends."""
 _QUIET = 0.05
 """Seconds between two looks at one session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _SHOWN = 300
-
-
-@dataclass(eq=False, slots=True)
-class Observation:
-    """One session. `since` is on the clock of its life."""
-
-    life: Lifecycle
-    invocation: str
-    program: TellsActivity
-    tracker: Tracker
-    since: float
-    is_ready: bool = False
-    resumed: bool = False
-    """It goes on with an earlier session, and nobody has told it to go on yet."""
-    was_doing: Doing | None = None
-    activity: Activity | None = None
-    told: Activity | None = None
-    """The trouble that was told of last, until it is over."""
-    told_at: float = 0.0
-    task: asyncio.Task[None] | None = None
-    overdue: asyncio.TimerHandle | None = None
-    recovery: asyncio.TimerHandle | None = None
-    words: set[asyncio.Future[str]] = field(default_factory=set)
-    """Of those who wait for a turn to begin."""
-
-    @property
-    def agent(self) -> Agent:
-        return self.life.agent
-
-    @property
-    def doing(self) -> Doing | None:
-        """What it would be doing if nothing were wrong."""
-        return None if self.tracker.seen is None else self.tracker.seen.doing
-
-    @property
-    def gauges(self) -> Gauges:
-        return self.tracker.gauges
+_MOST_COMPLAINTS = 20
 
 
 class Observer:
@@ -117,15 +88,7 @@ class Observer:
     def saved(self, agent: str) -> SavedActivity | None:
         """Tell what another supervisor has to know of the agent's session."""
         observation = self._observed.get(agent)
-        if observation is None:
-            return self._left.get(agent)
-        return SavedActivity(
-            failed=observation.tracker.failed,
-            told=observation.told,
-            told_at=observation.told_at,
-            is_ready=observation.is_ready,
-            resumed=observation.resumed,
-        )
+        return self._left.get(agent) if observation is None else observation.saved
 
     def heard(self, name: str | None, event: events.Event | None) -> None:
         """Take note of sessions that begin and end."""
@@ -134,15 +97,23 @@ class Observer:
             return
         match event:
             case events.AgentStarted():
-                last = self._left.pop(life.agent.name, SavedActivity())
-                resumed = self._supervisor.resumes(life.agent.name)
-                # A limit is the account's; what else was wrong a new session may have put right.
-                failed = last.failed if last.failed is not None and last.failed.doing is Doing.LIMITED else None
-                self._begin(life, SavedActivity(failed=failed, told=last.told, told_at=last.told_at, resumed=resumed))
+                self._begin(life, self._known_of_new(life))
             case events.AgentAdopted():
-                self._begin(life, self._left.pop(life.agent.name, SavedActivity(is_ready=True)), adopted=True)
+                known = self._left.pop(life.agent.name, SavedActivity(is_ready=True))
+                # As it is declared now it is another program's, and about to end.
+                if known.account in {None, account_of(life.agent)}:
+                    self._begin(life, known, adopted=True)
             case events.AgentExited():
                 self._leave(life.agent.name)
+
+    def _known_of_new(self, life: Lifecycle) -> SavedActivity:
+        last = self._left.pop(life.agent.name, SavedActivity())
+        if last.account != account_of(life.agent):
+            last = SavedActivity()
+        # A limit is the account's; what else was wrong, or has no end that is known, a new session may have put right.
+        failed = last.failed if last.failed is not None and (last.failed.until or 0) > time.time() else None
+        resumed = self._supervisor.resumes(life.agent.name)
+        return SavedActivity(failed=failed, told=last.told, told_at=last.told_at, resumed=resumed)
 
     async def change(self) -> None:
         """Return when any activity is not as it was."""
@@ -166,10 +137,12 @@ class Observer:
             life,
             life.invocation,
             program,
-            Tracker(known.failed),
+            Tracker(known.failed, known.login, known.has_answered),
             since=asyncio.get_running_loop().time(),
             is_ready=known.is_ready,
             resumed=known.resumed,
+            goes_on=not (adopted or known.resumed),
+            has_reported=known.has_reported,
             told=known.told,
             told_at=known.told_at,
         )
@@ -178,13 +151,17 @@ class Observer:
         observation.task = asyncio.create_task(self._follow(observation, life.pid))
 
     def _wait_for_prompt(self, observation: Observation) -> None:
-        # One that has been at its prompt, and seems to be no more, is about to end.
-        if observation.doing is not Doing.STARTING or observation.is_ready or observation.overdue is not None:
-            return
-        life, loop = observation.life, asyncio.get_running_loop()
-        left = life.started_at + life.agent.ready_timeout_sec - loop.time()
-        if left != float("inf"):
-            observation.overdue = loop.call_later(max(0.0, left), self._is_overdue, observation)
+        if observation.doing is not Doing.STARTING:
+            if observation.overdue is not None:
+                observation.overdue.cancel()
+                observation.overdue = None
+        elif observation.overdue is None:
+            life, loop = observation.life, asyncio.get_running_loop()
+            # One that has been at its prompt, and seems to be no more, is about to end.
+            left = life.started_at + life.agent.ready_timeout_sec - loop.time()
+            left = ENDS_WITHIN if observation.is_ready else left
+            if left != float("inf"):
+                observation.overdue = loop.call_later(max(0.0, left), self._is_overdue, observation)
 
     def _leave(self, name: str) -> None:
         """End it, and keep what is known of it: for the agent's next session, or the next supervisor."""
@@ -194,43 +171,60 @@ class Observer:
 
     def _end(self, name: str) -> None:
         observation = self._observed.pop(name, None)
-        if observation is None:
-            return
-        for timer in (observation.overdue, observation.recovery):
-            if timer is not None:
-                timer.cancel()
-        for waiting in observation.words:
-            waiting.cancel()
-        if observation.task is not None:
-            observation.task.cancel()
-        self._tell_change()
+        if observation is not None:
+            observation.end()
+            self._tell_change()
 
     async def _follow(self, observation: Observation, pid: int) -> None:
         known: Observed | None = None
-        pause = _FIRST_PAUSE
-        said = ""
+        failures, loop = 0, asyncio.get_running_loop()
         while True:
+            asked_at = loop.time()
             try:
-                realm = self._supervisor.realm_of(observation.agent.run_as)
-                self._mailbox.open(realm.user.uid)
-                secrets = self._supervisor.secrets_of(observation.agent.name)
-                known = await realm.ask(Observe.of(observation.agent, secrets, pid, known))
-                pause = _FIRST_PAUSE
-                observation.tracker.saw(known.seen())
-                self._update(observation)
+                known = await self._look_at(observation, pid, known)
+                failures = 0
                 # Its user may change the files as often as it likes.
                 await asyncio.sleep(_QUIET)
                 continue
-            except WorkerLostError:
-                pass
-            except (WorkerError, LaunchError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._warn(observation, f"what it is doing cannot be told for now: {said}")
-            except Exception:
+            except WorkerLostError as error:
+                if loop.time() - asked_at > _LONGEST_PAUSE:
+                    failures = 0
+                # Mostly there is another one at once.
+                self._is_unseen(observation, str(error) if failures else "")
+            except (WorkerError, LaunchError, OSError, harness.BrokenHarnessError) as error:
+                self._complain(observation, error)
+                self._is_unseen(observation, str(error))
+            except Exception as error:
                 log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+                self._is_unseen(observation, f"fault in the supervisor: {error!r}")
+            known = None
+            await asyncio.sleep(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE))
+            failures = min(failures + 1, 10)
+
+    async def _look_at(self, observation: Observation, pid: int, known: Observed | None) -> Observed:
+        """Return when there is something else to see than what is known."""
+        realm = self._supervisor.realm_of(observation.agent.run_as)
+        self._mailbox.open(realm.user.uid)
+        secrets = self._supervisor.secrets_of(observation.agent.name)
+        request = Observe.of(observation.agent, secrets, pid, known)
+        try:
+            async with asyncio.timeout(FIRST_LOOK if known is None else None):
+                seen = await realm.ask(request)
+        except TimeoutError:
+            raise WorkerError(f"nobody has looked at its files within {FIRST_LOOK:g} s") from None
+        was_current, observation.is_current, observation.problem = observation.is_current, True, ""
+        observation.tracker.saw(_cleaned_seen(observation.agent, seen.seen()), time.time())
+        self._update(observation)
+        if not was_current:
+            self._tell_change()
+        return seen
+
+    def _is_unseen(self, observation: Observation, problem: str) -> None:
+        observation.is_current, observation.problem = False, problem
+        if problem:
+            observation.tracker.is_unseen()
+            self._update(observation)
+        self._tell_change()
 
     def _read(self, letter: Letter) -> None:
         uid, invocation, told = letter
@@ -243,17 +237,24 @@ class Observer:
             # A user speaks for its own agents alone.
             if self._supervisor.realm_of(observation.agent.run_as).user.uid == uid:
                 self._take(observation, observation.program.reported(told))
+        except harness.BrokenHarnessError as error:
+            self._complain(observation, error)
         except Exception:
             log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
 
     def _take(self, observation: Observation, reported: Reported) -> None:
-        observation.tracker.heard(reported)
+        observation.tracker.heard(_cleaned(observation.agent, reported), time.time())
+        ends = reported.turn in {"ended", "failed"}
+        observation.turns_ended += ends
+        observation.goes_on = reported.turn == "ended" or (observation.goes_on and not ends)
+        observation.has_reported = True
         if reported.turn == "began":
             for waiting in observation.words:
                 if not waiting.done():
                     waiting.set_result(reported.words)
         self._update(observation)
-        if reported.turn in {"ended", "failed"}:
+        if ends:
+            self._tell_change()
             self.turn_ended(observation.life)
 
     def _update(self, observation: Observation) -> None:
@@ -264,7 +265,8 @@ class Observer:
             self._tell_ready(observation)
         self._wait_for_prompt(observation)
         self._tell_trouble(observation)
-        before, observation.activity = observation.activity, observation.tracker.activity
+        self._plan_to_look_again(observation)
+        before, observation.activity = observation.activity, observation.now_doing
         if (before and before.doing) != (observation.activity and observation.activity.doing):
             observation.since = asyncio.get_running_loop().time()
         was_doing, observation.was_doing = observation.was_doing, observation.doing
@@ -287,20 +289,18 @@ class Observer:
         self._change = asyncio.Event()
 
     def _tell_ready(self, observation: Observation) -> None:
-        if observation.overdue is not None:
-            observation.overdue.cancel()
         life = observation.life
         took = asyncio.get_running_loop().time() - life.started_at
         self.emit(events.AgentReady(agent=life.agent.name, run_as=life.agent.run_as, ready_sec=round(took, 3)))
 
     def _tell_trouble(self, observation: Observation) -> None:
-        trouble, told, agent = observation.tracker.trouble, observation.told, observation.agent
-        self._wait_for_the_end(observation, trouble)
-        if (trouble and trouble.doing) == (told and told.doing):
-            return
         now = asyncio.get_running_loop().time()
+        if not observation.has_news or not observation.telling.allow(now):
+            return
+        trouble, told, agent = observation.tracker.trouble, observation.told, observation.agent
+        observation.told = trouble
         if trouble is not None:
-            observation.told, observation.told_at = trouble, now
+            observation.told_at, observation.goes_on = now, False
             self.emit(
                 events.AgentBlocked(
                     agent=agent.name,
@@ -310,53 +310,101 @@ class Observer:
                     fix=trouble.fix,
                 )
             )
-        elif told is not None and observation.tracker.has_prompt:
-            observation.told = None
+        elif told is not None:
             since = round(now - observation.told_at, 3)
             self.emit(
                 events.AgentRecovered(agent=agent.name, run_as=agent.run_as, activity=told.doing, blocked_sec=since)
             )
             # At its first prompt it has nothing to go on with, unless it has been resumed.
-            if told.doing is not Doing.BLOCKED:
+            if told.doing is not Doing.BLOCKED and not observation.goes_on:
                 observation.resumed = True
 
-    def _wait_for_the_end(self, observation: Observation, trouble: Activity | None) -> None:
+    def _plan_to_look_again(self, observation: Observation) -> None:
         """Have a limit be over when it is: its program need not do anything then by which that would show."""
-        if observation.recovery is not None:
-            observation.recovery.cancel()
-            observation.recovery = None
+        if observation.look_again is not None:
+            observation.look_again.cancel()
+            observation.look_again = None
+        trouble = observation.tracker.trouble
+        delays = [observation.telling.interval] if observation.has_news else []
         if trouble is not None and trouble.until is not None:
-            left = max(0.0, trouble.until - time.time()) + LIMIT_GRACE
+            delays.append(min(max(0.0, trouble.until + LIMIT_GRACE - time.time()), LOOKED_AGAIN))
+        if delays:
             loop = asyncio.get_running_loop()
-            observation.recovery = loop.call_later(left, self._limit_is_over, observation)
+            observation.look_again = loop.call_later(min(delays), self._look_again, observation)
 
-    def _limit_is_over(self, observation: Observation) -> None:
-        observation.tracker.limit_is_over()
+    def _look_again(self, observation: Observation) -> None:
+        observation.tracker.time_passes(time.time() - LIMIT_GRACE)
         self._update(observation)
 
     def _is_overdue(self, observation: Observation) -> None:
-        if not observation.tracker.has_prompt and observation.task is not None:
+        if observation.doing is not Doing.STARTING:
+            return
+        if observation.is_ready:
+            error = WorkerError("its files say nothing of its session any more")
+            self._complain(observation, error)
+            self._is_unseen(observation, str(error))
+        elif observation.task is not None:
             # It shares the fate of the observation: whatever ends that ends this.
             task = asyncio.ensure_future(self._look_at_screen(observation))
             observation.task.add_done_callback(lambda _: task.cancel())
 
     async def _look_at_screen(self, observation: Observation) -> None:
-        shown = await self._screen(observation)
-        observation.tracker.is_overdue(_summed_up(shown) or "it is not at its prompt, and shows nothing")
-        self._update(observation)
+        try:
+            shown = await self._screen(observation)
+            observation.tracker.is_overdue(_summed_up(shown) or "it is not at its prompt, and shows nothing")
+            self._update(observation)
+        except Exception:
+            log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
 
     async def _screen(self, observation: Observation) -> list[str]:
         agent = observation.agent
-        realm = self._supervisor.realm_of(agent.run_as)
         with contextlib.suppress(WorkerError, LaunchError):
+            realm = self._supervisor.realm_of(agent.run_as)
             if realm.server_pid is not None:
                 captured = await realm.ask(Capture(agent=agent.name, server=realm.server_pid))
                 return journal.shown(agent.run_as, "\n".join(captured.screen)).split("\n")
         return []
 
+    def _complain(self, observation: Observation, error: Exception) -> None:
+        """Tell once why it is not known what it is doing."""
+        said = observation.complaints
+        # A user's hooks may report as often as they like.
+        if str(error) not in said and len(said) < _MOST_COMPLAINTS:
+            said.add(str(error))
+            self._warn(observation, f"what it is doing cannot be told for now: {error}")
+
     def _warn(self, observation: Observation, problem: str) -> None:
         agent = observation.agent
         self.emit(events.AgentWarning(agent=agent.name, run_as=agent.run_as, key="", problem=problem))
+
+
+def _cleaned(agent: Agent, reported: Reported) -> Reported:
+    """Make what an agent's user says fit to be shown: a terminal would do what it is told in between."""
+    trouble = _cleaned_trouble(agent, reported.trouble)
+    return replace(reported, trouble=trouble, gauges=_cleaned_gauges(agent, reported.gauges))
+
+
+def _cleaned_seen(agent: Agent, seen: Seen) -> Seen:
+    detail, login_fix = (_in_one_line(agent, text) for text in (seen.detail, seen.login_fix))
+    failed, gauges = _cleaned_trouble(agent, seen.failed), _cleaned_gauges(agent, seen.gauges)
+    return replace(seen, detail=detail, login_fix=login_fix, failed=failed, gauges=gauges)
+
+
+def _cleaned_trouble(agent: Agent, trouble: Activity | None) -> Activity | None:
+    if trouble is None:
+        return None
+    detail, fix = (_in_one_line(agent, text) for text in (trouble.detail, trouble.fix))
+    return replace(trouble, detail=detail, fix=fix)
+
+
+def _cleaned_gauges(agent: Agent, gauges: Gauges | None) -> Gauges | None:
+    if gauges is None:
+        return None
+    return replace(gauges, windows=tuple(replace(one, name=_in_one_line(agent, one.name)) for one in gauges.windows))
+
+
+def _in_one_line(agent: Agent, text: str) -> str:
+    return " ".join(journal.shown(agent.run_as, text).split())
 
 
 def _summed_up(lines: Iterable[str]) -> str:

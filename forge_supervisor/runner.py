@@ -135,6 +135,9 @@ async def _see_end(session: Session, life: Lifecycle) -> None:
 def _could_not_resume(agent: Agent, exit_: Exit, screen: list[str]) -> bool:
     try:
         return harness.load(agent.harness).unresumable(exit_, screen)
+    except LookupError as error:
+        log.warning("harness_broken", agent=agent.name, run_as=agent.run_as, message=str(error))
+        return False
     except Exception:
         log.exception("supervisor_fault", agent=agent.name, run_as=agent.run_as)
         return False

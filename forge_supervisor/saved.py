@@ -36,9 +36,14 @@ class SavedSession(_Saved):
 
 
 class SavedActivity(_Saved):
-    """What was known of a session that its harness's files do not tell: as `observer.Observation`."""
+    """What was known of a session that its harness's files do not tell: as `observation.Observation`."""
 
+    account: tuple[str, str] | None = None
+    """`observation.account_of` the agent; None: an earlier version did not write it down."""
     failed: Activity | None = None
+    login: str | None = None
+    has_answered: bool = False
+    has_reported: bool = False
     told: Activity | None = None
     told_at: float = 0.0
     is_ready: bool = False

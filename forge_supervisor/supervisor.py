@@ -72,6 +72,8 @@ class Supervisor:
         """Of what each agent's present session is made."""
         self._kept: set[str] = set()
         self._leaving: set[str] = set()
+        self._stopped: set[str] = set()
+        """Agents that had been stopped when the last reload came."""
         self.settled: Callable[[Agent], Awaitable[None]] = _at_once
         """Returns when nothing more is to be asked of the realm of an agent that has ended."""
         self.activity_of: Callable[[str], SavedActivity | None] = lambda _: None
@@ -168,6 +170,7 @@ class Supervisor:
         """
         declared = Declared.of_all(self._config)
         self._kept &= declared.keys()
+        self._stopped = {name for name, life in self._lives.items() if life.stays_down}
         for name in dict.fromkeys((*declared, *self._lives)):
             earlier = self._seeing.get(name)
             self._seeing[name] = asyncio.create_task(self._see_to(name, declared, earlier))
@@ -180,6 +183,8 @@ class Supervisor:
         try:
             if earlier is not None:
                 await asyncio.wait([earlier])
+            if self._is_outdated(name):
+                return
             wanted = {name: declared[name]} if name in declared else {}
             known = {name: self._fingerprints[name]} if name in self._fingerprints else {}
             await self._carry_out(plan(wanted, known), declared)
@@ -193,6 +198,10 @@ class Supervisor:
             await self._start_new(declared[name], declared)
         for name, keys in todo.adjusted.items():
             self._adjust(declared[name], keys)
+        for name in todo.unchanged:
+            # An earlier change that has not begun to hold is taken back.
+            if self._declared[name] != declared[name]:
+                self._adjust(declared[name], set())
         for name, keys in todo.changed.items():
             await self._replace(declared[name], keys, declared)
         for name in todo.unchanged | todo.adjusted.keys():
@@ -208,17 +217,30 @@ class Supervisor:
     async def _replace(self, declared: Declared, keys: set[str], all_: dict[str, Declared]) -> None:
         """Give an agent a session of what is declared now, unless it runs and could not be started like that."""
         agent = declared.agent
-        if await self._is_better_kept(declared, all_):
+        better_kept = await self._is_better_kept(declared, all_)
+        if self._is_outdated(agent.name):
+            return
+        if better_kept:
             self._kept.add(agent.name)
             return
         self._kept.discard(agent.name)
-        if "run_as" in keys:
+        if self._lives[agent.name].stays_down and agent.name not in self._stopped:
+            # Whoever has stopped it since has had the last word.
+            await self._remove(agent.name)
+            self._add(declared)
+            self._keeper.save(agent.name)
+        elif "run_as" in keys:
             # Another user's agent of that name is another agent: its session, too, belongs to that user.
             await self._remove(agent.name)
-            self._add(declared).start()
+            if not self._is_outdated(agent.name):
+                self._add(declared).start()
         else:
             self._declared[agent.name] = declared
             self._lives[agent.name].replace(agent, self._stop_exit_status(agent))
+
+    def _is_outdated(self, name: str) -> bool:
+        """Whether a later reload waits for the present task to be done with that agent: it knows better."""
+        return self._seeing.get(name) is not asyncio.current_task()
 
     async def _let_be(self) -> None:
         """Begin nothing more of what a reload has brought."""
@@ -332,7 +354,7 @@ class Supervisor:
 
     @staticmethod
     def _stop_exit_status(agent: Agent) -> frozenset[int]:
-        return harness.load(agent.harness).stop_exit_status
+        return harness.stop_exit_status(agent.harness)
 
     def _adopt(self, name: str, left: Saved) -> None:
         """Go on with an agent as it was left, be it still declared or not: what then becomes of it is decided later."""
@@ -344,9 +366,9 @@ class Supervisor:
             declared = Declared.of(agent, self._config)
         life = self._add(declared, left)
         self._fingerprints[name] = left.declared
-        life.resume(left.life)
-        if agent is None or not agent.enabled or (not stays and life.state is State.AUTO_RESTART):
-            # Before a restart comes due that nobody wants.
+        # As what it was it is not to be started again, but for what it is declared as now.
+        life.resume(left.life if stays else replace(left.life, start_again=False))
+        if agent is None or not agent.enabled or (not stays and life.state is not State.RUNNING):
             life.stop()
 
     def _state_of(self, name: str) -> Saved | None:

@@ -338,6 +338,9 @@ class Terminal:
         if row is None or not _lives(row):
             raise TerminalError(f"{agent} has no live terminal")
         with self._typing[row.pane.id]:
+            # Somebody may have stopped it with a key (Ctrl-Z), and there is no shell to have it go on.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
             Keyboard(self._server, row.pane.id).submit(text, clearing_key)
 
     def kill(self, agent: str) -> None:

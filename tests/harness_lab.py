@@ -153,7 +153,9 @@ class Lab:
 
     def forgectl(self, *arguments: str) -> str:
         """Run forgectl as root, on the supervisor that runs."""
-        return self._forgectl(*arguments, check=True).stdout
+        done = self._forgectl(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def refused(self, *arguments: str) -> str:
         """Return what forgectl says as it refuses that."""
@@ -161,9 +163,9 @@ class Lab:
         assert (refused.returncode, refused.stdout) == (1, "")
         return refused.stderr
 
-    def _forgectl(self, *arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+    def _forgectl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         argv = [*self._enter(), str(Path(sys.executable).with_name("forgectl")), *arguments]
-        return subprocess.run(argv, env={"PATH": PATH}, check=check, capture_output=True, text=True, timeout=60)
+        return subprocess.run(argv, env={"PATH": PATH}, check=False, capture_output=True, text=True, timeout=60)
 
     def doing(self, agent: str, *activities: str) -> Json:
         """Wait until it is told that the agent does these things, in that order; return how it was at the last."""

@@ -51,9 +51,33 @@ resources = {tasks_max = 20}
 command = ["/usr/bin/python3", "-c", "b'x' * (200 << 20)"]
 resources = {memory_max = "64M"}
 
+# As far as anybody looks, claude; too large as soon as it has worked.
+[harnesses.claude-code]
+binary = "/home/team/claude"
+[agents.grower]
+harness = "claude-code"
+role = "You grow."
+env = {ANTHROPIC_API_KEY = "none"}
+resources = {restart_above = "64M"}
+
 [agents.patient]
 command = ["/bin/sleep", "infinity"]
 restart = {delay_sec = 20, limit_burst = 0}
+"""
+CLAUDE = """#!/usr/bin/python3
+import itertools, os, pathlib, sys, syslog, time
+if "--version" in sys.argv:
+    print("2.1.330 (Claude Code)")
+    sys.exit()
+syslog.openlog("grower")
+file = pathlib.Path.home() / f".claude/sessions/{os.getpid()}.json"
+file.parent.mkdir(parents=True, exist_ok=True)
+large = b"x" * (100 << 20)
+for turn, status in enumerate(itertools.cycle(("busy", "idle"))):
+    syslog.syslog(f"{status} in turn {turn // 2}")
+    file.with_suffix(".new").write_text(f'{{"status": "{status}"}}')
+    file.with_suffix(".new").rename(file)
+    time.sleep(5)
 """
 BYSTANDERS = ("calm", "crowd")
 AT_BOOT = (*BYSTANDERS, "glutton", "patient")
@@ -119,6 +143,19 @@ def tasks(guest: Guest) -> None:
     unharmed(guest)
 
 
+def growth(guest: Guest) -> None:
+    """An agent over its restart_above is restarted once it is idle, and not again and again"""
+    large = guest.wait_for("EVENT=agent_too_large", "AGENT=grower", timeout=120)
+    assert int(large["MEMORY"]) > 100 << 20, f"it had {large['MEMORY']} bytes"
+    # By then it has been idle twice more.
+    for matches in (("EVENT=agent_started", "AGENT=grower"), ("SYSLOG_IDENTIFIER=grower", "MESSAGE=busy in turn 2")):
+        guest.wait_for(*matches, until=lambda entry: seconds(entry) > seconds(large), timeout=120)
+    times = len(guest.journal("EVENT=agent_too_large", "AGENT=grower"))
+    assert times == 1, f"it was restarted {times} times"
+    assert guest.journal("EVENT=agent_started", "AGENT=grower")[-1]["N_RESTARTS"] == "0"
+    unharmed(guest)
+
+
 def sleep(guest: Guest) -> None:
     """Agents and supervisor outlive a sleep of the machine that is longer than the watchdog's time"""
     before = slept(guest)
@@ -161,7 +198,7 @@ def power_cut(guest: Guest) -> None:
     back(guest)
 
 
-SCENARIOS = (controllers, boot, memory, tasks, sleep, clock, reboot, power_cut)
+SCENARIOS = (controllers, boot, memory, tasks, growth, sleep, clock, reboot, power_cut)
 
 
 def kill(guest: Guest, agent: str) -> Entry:
@@ -179,7 +216,7 @@ def stopped_in_order(guest: Guest, boot: str) -> None:
     last = log[events.index("supervisor_stopping") :]
     told = "\n".join(entry["MESSAGE"] for entry in last)
     stopped = {entry["AGENT"]: entry["NEXT"] for entry in last if entry.get("EVENT") == "agent_exited"}
-    assert stopped == dict.fromkeys(BYSTANDERS, "stopped as requested"), f"{stopped}, and in all:\n{told}"
+    assert stopped == dict.fromkeys((*BYSTANDERS, "grower"), "stopped as requested"), f"{stopped}, and in all:\n{told}"
     assert last[-1].get("EVENT") == "supervisor_stopped", f"it was cut off:\n{told}"
     unwanted = UNWANTED_AT_THE_END & {entry.get("EVENT") for entry in last}
     assert not unwanted, f"{unwanted} while stopping:\n{told}"
@@ -225,6 +262,7 @@ def inside(guest: Guest, expression: str) -> str:
 def set_up(machine: Machine) -> None:
     machine.add_user("team")
     machine.write("/etc/forge-supervisor/config.toml", CONFIG, mode=0o600)
+    machine.write("/home/team/claude", CLAUDE, mode=0o755)
     machine.write("/etc/systemd/system/forge-supervisor.service.d/watchdog.conf", WATCHDOG)
     machine.run("systemctl", "enable", "forge-supervisor")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from forge_supervisor import config
     from forge_supervisor.agent import Lifecycle
-    from forge_supervisor.observer import Observation
+    from forge_supervisor.observation import Observation
     from forge_supervisor.units import Placement
 
 

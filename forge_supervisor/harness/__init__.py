@@ -3,6 +3,9 @@
 A harness is a class without arguments, registered under its name in the entry
 point group ``forge_supervisor.harnesses``. The core never names one.
 
+One that does not come with forge-supervisor is called by way of `guarded`: whatever it does, what comes of it is an
+answer or a BrokenHarnessError.
+
 `Harness.check`, `Harness.secrets` and `Harness.unresumable` run in the supervisor and must be pure. `Harness.plan`,
 `Harness.preflight`, `Harness.consult` and `Harness.version` run in the worker, as the agent's
 Linux user: they may look at that user's files and write nothing. What a plan
@@ -24,6 +27,7 @@ from forge_supervisor import secrets
 from forge_supervisor.config import AgentTable, Harnesses, HarnessSettings, Library
 from forge_supervisor.config import Problem as Problem
 from forge_supervisor.harness.activity import TellsActivity
+from forge_supervisor.harness.bounded import BrokenHarnessError as BrokenHarnessError
 from forge_supervisor.harness.transcripts import KeepsTranscripts
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from forge_supervisor.secrets import SecretRef
 
 ENTRY_POINT_GROUP = "forge_supervisor.harnesses"
+_OUR_OWN = "forge_supervisor."
 NEW_EACH_TIME = "(new at every start)"
 """What people are told in place of a value that only a start has."""
 
@@ -189,7 +194,10 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Harness:
-    """Import and make the harness of that name. Raises LookupError if none is registered."""
+    """Import and make the harness of that name.
+
+    Raises LookupError if none is registered, and BrokenHarnessError if that which is cannot be used.
+    """
     return _maker(name)()
 
 
@@ -215,6 +223,11 @@ def _installed(name: str) -> object:
 def _maker(name: str) -> Callable[[], Harness]:
     # Each look reads what every installed distribution says of itself: milliseconds, several times a start.
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        if not entry.value.startswith(_OUR_OWN):
+            from forge_supervisor.harness import guarded  # noqa: PLC0415 - it is made of what is here
+
+            stranger = guarded.load(entry)
+            return lambda: stranger
         maker: Callable[[], Harness] = entry.load()
         return maker
     raise LookupError(f'no harness "{name}" is installed (installed: {", ".join(names())})')
@@ -298,6 +311,9 @@ def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Ite
     """
     try:
         harness = load(agent.harness)
+    except BrokenHarnessError as error:
+        yield _broken(error)
+        return
     except LookupError as error:
         yield Problem(key="harness", text=str(error))
         return
@@ -309,8 +325,24 @@ def check_agent(agent: Agent, explicit: frozenset[str], granted: Library) -> Ite
     if agent.resources.restart_above is not None and "resources" in explicit and not isinstance(harness, TellsActivity):
         text = f'means nothing to the harness "{agent.harness}", which does not tell when it is idle (remove it)'
         yield Problem(key="resources.restart_above", text=text)
-    yield from harness.check(agent, granted)
-    yield from secrets.conflicts(agent, harness.secrets(granted))
+    try:
+        yield from harness.check(agent, granted)
+        yield from secrets.conflicts(agent, harness.secrets(granted))
+    except BrokenHarnessError as error:
+        yield _broken(error)
+
+
+def _broken(error: BrokenHarnessError) -> Problem:
+    # Its agents fail when they are started, and no others.
+    return Problem(key="harness", text=str(error), fatal=False)
+
+
+def stop_exit_status(name: str) -> frozenset[int]:
+    """Tell that harness's `stop_exit_status`; none, if there is no such harness."""
+    try:
+        return load(name).stop_exit_status
+    except LookupError:
+        return frozenset()
 
 
 HARNESSES = Harnesses(check_agent, meant)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class TellsActivity(Protocol):
     clearing_key: str
     """What is typed, a line of a draft a time, to have nothing but the message in the prompt; may be empty."""
-    reads_while_written: bool
-    """Whether lines are added to the watched files, each of which says something before the file is closed."""
 
     def watched(self, subject: Subject, paths: Paths, pid: int) -> Sequence[Path]:
         """Name the files, there or not, by whose changes `observe` would tell something else."""
@@ -38,3 +36,11 @@ class TellsActivity(Protocol):
     def unsendable(self, text: str) -> str | None:
         """Say, in words that follow 'it', why a text would not be taken as a message."""
         ...
+
+
+def reads_while_written(program: TellsActivity) -> bool:
+    """Tell whether lines are added to what it watches, each of which says something before the file is closed.
+
+    A harness says so by an attribute of that name, true. Without it there is none that does.
+    """
+    return getattr(program, "reads_while_written", False) is True

@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 INTERVAL = 60.0
 """Seconds between two readings of an agent that runs."""
+WRITTEN_WITHIN = 1.0
+"""Seconds after the end of a turn in which its last answer is written down."""
 LAST_READING = 10.0
 """Seconds that the end of an agent's session waits at most for what it has used."""
 MOST_ANSWERS = 200
@@ -73,6 +75,7 @@ class Collector:
         # SQLite is used by one thread at a time.
         self._thread = ThreadPoolExecutor(1, "usage")
         self._due: dict[str, asyncio.TimerHandle] = {}
+        self._late: dict[str, asyncio.TimerHandle] = {}
         self._reading: dict[Who, asyncio.Task[None]] = {}
         self._again: set[Who] = set()
         self._of_today: dict[Who, tuple[float, int]] = {}
@@ -97,6 +100,10 @@ class Collector:
 
     def turn_ended(self, life: Lifecycle) -> None:
         self._read_soon(life.agent)
+        # Programs write an answer down a little after they have told of it, and perhaps nothing more for days.
+        earlier = self._late.get(life.agent.name)
+        if earlier is None or earlier.when() <= self._loop.time():
+            self._late[life.agent.name] = self._loop.call_later(WRITTEN_WITHIN, self._read_soon, life.agent)
 
     async def settle(self, agent: Agent) -> None:
         """Wait until all has been read that the agent, which has ended, has used; or as long as that may take."""
@@ -109,6 +116,10 @@ class Collector:
         """As the store's. Raises StoreError."""
         return await self._blocking(lambda: self._store.sums(by, prices, since_usec=since_usec, run_as=run_as))
 
+    async def exceeds(self, who: Who, day: str, budget: str) -> bool:
+        """As the store's. Raises StoreError."""
+        return await self._blocking(lambda: self._store.exceeds(who, day, budget))
+
     def total(self, who: Who) -> Total | None:
         return self._totals.of(who)
 
@@ -119,7 +130,7 @@ class Collector:
 
     async def close(self) -> None:
         self._closed = True
-        for handle in self._due.values():
+        for handle in (*self._due.values(), *self._late.values()):
             handle.cancel()
         tasks = list(self._reading.values())
         for task in tasks:

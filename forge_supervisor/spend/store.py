@@ -47,6 +47,12 @@ CREATE TABLE mark (
 ) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
+# Files that were begun without it have it made.
+_EXCEEDED = """
+CREATE TABLE IF NOT EXISTS exceeded (
+    agent TEXT NOT NULL, run_as TEXT NOT NULL, day TEXT NOT NULL, budget TEXT NOT NULL, PRIMARY KEY (agent, run_as)
+) WITHOUT ROWID
+"""
 # Columns, and what they are grouped by, in that order.
 _KEYS: dict[By, str] = {
     "day": "date(time_usec / 1000000, 'unixepoch', 'localtime') AS day, NULL AS agent, NULL AS run_as, NULL AS session",
@@ -153,6 +159,14 @@ class UsageStore:
             raise StoreError(f"that takes more than {MOST_ROWS} rows (begin later, by --since)")
         return found
 
+    def exceeds(self, who: Who, day: str, budget: str) -> bool:
+        """Take note that an agent has used up that day's budget, and tell whether that is new."""
+        sql = (
+            "INSERT INTO exceeded VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET day = excluded.day, "
+            "budget = excluded.budget WHERE day <> excluded.day OR budget <> excluded.budget"
+        )
+        return self._do(lambda connection: connection.execute(sql, (*who, day, budget)).rowcount) == 1
+
     def close(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
@@ -224,7 +238,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
                 connection.execute(statement)
         elif version != VERSION:
             raise _broken(f"its version is {version}, and {VERSION} is this supervisor's")
-        connection.execute("SELECT 1 FROM message, mark LIMIT 0")
+        connection.execute(_EXCEEDED)
+        connection.execute("SELECT 1 FROM message, mark, exceeded LIMIT 0")
 
 
 def _broken(text: str) -> sqlite3.DatabaseError:

@@ -46,19 +46,26 @@ class _Desk:
                 self._tasks[line.id].cancel()
             return
         task = self._tasks[line.id] = asyncio.create_task(self._answer(line.id, line.request))
-        task.add_done_callback(lambda _: self._tasks.pop(line.id))
+        task.add_done_callback(lambda _: self._is_done(line.id))
+
+    def _is_done(self, identifier: int) -> None:
+        if self._tasks.pop(identifier, None) is not None:
+            # It was given up before it had begun.
+            self._writer.write(_given_up(identifier))
 
     async def _answer(self, identifier: int, request: AnyRequest) -> None:
         try:
             answer = await self._do(request)
             reply = encode(AnswerLine(id=identifier, answer=answer.model_dump()))
         except asyncio.CancelledError:
-            reply = encode(AnswerLine(id=identifier, error="it was given up"))
+            reply = _given_up(identifier)
         except ActionError as error:
             reply = encode(AnswerLine(id=identifier, error=str(error)))
         except Exception as error:  # noqa: BLE001 - whatever it was, the supervisor waits for an answer
             traceback.print_exc()
             reply = encode(AnswerLine(id=identifier, error=f"fault in the worker: {error!r}"))
+        # What has been answered cannot be given up any more.
+        del self._tasks[identifier]
         self._writer.write(reply)
         await self._writer.drain()
 
@@ -66,6 +73,10 @@ class _Desk:
         if isinstance(request, Observe):
             return await self._observing.observe(request)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._actions.do, request)
+
+
+def _given_up(identifier: int) -> bytes:
+    return encode(AnswerLine(id=identifier, error="it was given up"))
 
 
 def main() -> None:

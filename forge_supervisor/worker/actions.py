@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import processes
+from forge_supervisor.harness import BrokenHarnessError
 from forge_supervisor.policy import Exit
 from forge_supervisor.terminal import PaneLivesError, Terminal
 from forge_supervisor.tmux_client import TerminalError
@@ -69,7 +70,7 @@ class Actions:
     def do(self, request: AnyRequest) -> Answer:
         try:
             return self._handlers[type(request)](request)
-        except TerminalError as error:
+        except (TerminalError, BrokenHarnessError) as error:
             raise ActionError(str(error)) from error
 
     def _find_server(self, request: FindServer) -> ServerFound:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor import harness, report, secrets, workspace
 from forge_supervisor.config import Agent, HarnessSettings, Library
-from forge_supervisor.harness import Paths, Subject, expand_home
+from forge_supervisor.harness import BrokenHarnessError, Paths, Subject, expand_home
 from forge_supervisor.worker.messages import Finding, Prepared, Written
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ class Preparation:
             plan = program.plan(subject, self._paths)
         except LookupError as error:
             raise _FatalError("harness", str(error)) from error
-        self._note(program.preflight(subject, plan, self._paths))
+        try:
+            self._note(program.preflight(subject, plan, self._paths))
+        except BrokenHarnessError as error:
+            raise _FatalError("harness", str(error)) from error
         if self._is_fatal() and not self._request.dry_run:
             raise _FatalError("", "")
         if self._request.dry_run:
@@ -77,7 +80,7 @@ class Preparation:
         else:
             self._build(plan)
         if self._request.consult:
-            self._note(program.consult(subject, plan))
+            self._consult(program, subject, plan)
         self._check_cwd(plan)
         version = self._version(program, plan)
         return Prepared(
@@ -123,6 +126,16 @@ class Preparation:
         if not os.access(plan.cwd, os.X_OK):
             raise _FatalError("cwd", f"{plan.cwd} cannot be entered by {self._agent.run_as} (chmod it)")
 
+    def _consult(self, program: Harness, subject: Subject, plan: LaunchPlan) -> None:
+        try:
+            self._note(program.consult(subject, plan))
+        except BrokenHarnessError as error:
+            self._note_broken(error)
+
+    def _note_broken(self, error: BrokenHarnessError) -> None:
+        """Warn of what it takes no start to know."""
+        self._findings.append(Finding(key="harness", text=str(error), fatal=False))
+
     def _version(self, program: Harness, plan: LaunchPlan) -> str:
         meant = self._settings.version
         # A program that is the agent's own may take no notice of --version, and begin its work.
@@ -131,6 +144,9 @@ class Preparation:
         seen = ""
         try:
             seen = program.version(plan)
+        except BrokenHarnessError as error:
+            self._note_broken(error)
+            return ""
         except (OSError, subprocess.SubprocessError) as error:
             text = f"{plan.argv[0]} does not tell its version ({error}), and {meant} was meant"
         else:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from forge_supervisor import harness
 from forge_supervisor.config import Agent
+from forge_supervisor.harness.guarded import at_length
 from forge_supervisor.worker.messages import MOST_TRANSCRIPTS, MOST_USAGE, Mark, UsageRead, UsageRecord
 from forge_supervisor.worker.preparation import paths_of
 
@@ -44,7 +45,7 @@ def read(request: ReadUsage, home: Path) -> UsageRead:
     if program is None:
         return UsageRead(records=[], marks={}, gone=[], more=False)
     there = program.transcripts(agent, paths_of(agent, home))
-    return Reading(program, request.marks).run(there)
+    return at_length(program, lambda: Reading(program, request.marks).run(there))
 
 
 @dataclass

@@ -135,7 +135,7 @@ def test_one_that_stands_at_a_dialog_is_blocked_and_then_recovered(lab: Lab, fil
 
 
 def test_without_a_login(lab: Lab) -> None:
-    lab.start({"scout": {"env": lab.variables()}})
+    lab.start({"scout": {"env": lab.variables(), "resume": {"prompt": "[from forge] go on"}}})
     blocked = lab.event("agent_blocked", "scout")
     assert (blocked["activity"], blocked["fix"]) == ("logged-out", f"sudo -iu {lab.user} claude, then /login")
     lab.doing("scout", "logged-out")
@@ -143,6 +143,7 @@ def test_without_a_login(lab: Lab) -> None:
     credentials = {"claudeAiOauth": {**login, "scopes": ["user:inference"], "subscriptionType": "max"}}
     lab.give(lab.home / ".claude/.credentials.json", json.dumps(credentials))
     assert lab.event("agent_recovered", "scout")["activity"] == "logged-out"
+    lab.see("scout", "ECHO [from forge] go on")
     lab.idle("scout")
     lab.say("scout", "are you there")
     lab.see("scout", "ECHO are you there")
@@ -173,11 +174,12 @@ def test_what_the_api_refuses_is_no_crash(lab: Lab, failure: Json, activity: str
         lab.say("scout", "two")
         lab.see("scout", " two")
         lab.doing("scout", activity)
-    lab.idle("scout")
-    lab.say("scout", "three")
+    lab.forgectl("send", "scout", "three")
     assert lab.event("agent_recovered", "scout")["activity"] == activity
-    lab.see("scout", "ECHO [from forge] go on")
-    lab.doing("scout", "idle")
+    # Who has had an answer goes on already.
+    lab.forgectl("send", "scout", "four")
+    lab.see("scout", "ECHO four")
+    assert "[from forge] go on" not in lab.screen("scout")
     assert sum(event["event"] == "agent_blocked" for event in lab.events()) == 1, "it is told once"
     not_restarted(lab)
 
@@ -200,8 +202,7 @@ def test_a_limit_tells_when_it_is_over(lab: Lab) -> None:
 
 
 def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
-    resume = {"resume": {"prompt": "[from forge] go on"}}
-    lab.start({"scout": {**subscription(lab), **resume}, "idler": {"ready_timeout_sec": 4}})
+    lab.start({"scout": subscription(lab), "idler": {"ready_timeout_sec": 4}})
     late = time.monotonic() + 4
     lab.doing("idler", "idle")
     lab.doing("scout", "idle")
@@ -218,7 +219,6 @@ def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
     lab.say("scout", "two")
     # The hooks that it was given by the one before reach this one.
     assert lab.event("agent_recovered", "scout")["activity"] == "limited"
-    lab.see("scout", "ECHO [from forge] go on")
     lab.forgectl("send", "idler", "hello")
     lab.see("idler", "ECHO hello")
     lab.forgectl("stop", "idler")
@@ -279,6 +279,92 @@ def test_a_message_is_sent_once_it_is_idle_and_told_to_have_been_taken(lab: Lab)
     for command in ("/clear", "!ls", "exit"):
         assert "nothing was typed" in lab.refused("send", "scout", command)
     not_restarted(lab)
+
+
+@pytest.mark.parametrize(
+    "text", ["word " * 400 + "zebra", "line\n" * 30 + "zebra", "e\u0301 \U0001f469\u200d\U0001f680\nzebra"]
+)
+def test_a_message_is_confirmed_whatever_claude_makes_of_it(lab: Lab, text: str) -> None:
+    """Trap: of what is long the hook tells with <pasted_content> around it."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.forgectl("send", "scout", text)
+    lab.request("zebra")
+
+
+def test_a_command_in_the_background_keeps_no_message_waiting(lab: Lab) -> None:
+    """Trap: claude's status is neither "idle" nor "busy" then, for as long as it runs."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    call = {"command": "tail -f /dev/null", "description": "x", "run_in_background": True}
+    lab.say("scout", f"TOOL {json.dumps({'name': 'Bash', 'input': call})}")
+    lab.doing("scout", "working", "idle")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+
+
+def test_no_key_leads_to_where_a_message_begins_another_session(lab: Lab) -> None:
+    """Trap: Left, at an empty prompt, and claude shows its agents, with another prompt for new ones."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.tmux("send-keys", "-t", "=agent-scout:", "Left")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+    not_restarted(lab)
+
+
+def test_a_long_draft_goes_out_with_no_message(lab: Lab) -> None:
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    for number in range(10):
+        lab.tmux("send-keys", "-t", "=agent-scout:", "-l", f"draft {number}\\")
+        lab.tmux("send-keys", "-t", "=agent-scout:", "Enter")
+        lab.see("scout", f"draft {number}")
+    lab.forgectl("send", "scout", "hello")
+    assert "draft" not in said(lab.request("hello"))
+
+
+def test_one_that_was_stopped_with_a_key_goes_on(lab: Lab) -> None:
+    """Trap: after Ctrl-Z claude reads nothing, and there is no shell to say fg to."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.tmux("send-keys", "-t", "=agent-scout:", "C-z")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
+
+
+LEFT_BEHIND = """#!/bin/sh
+# As it is where a claude that had this pid was killed.
+mkdir -p {sessions} && echo '{{"status": "idle", "procStart": "1"}}' >{sessions}/$$.json
+sed -i 's/"hasTrustDialogAccepted": *true/"hasTrustDialogAccepted": false/' {file}
+exec {claude} "$@"
+"""
+
+
+def test_what_a_claude_that_was_killed_has_left_is_not_taken_for_this_ones(lab: Lab) -> None:
+    sessions, file = lab.home / ".claude/sessions", lab.home / ".claude.json"
+    script = LEFT_BEHIND.format(sessions=sessions, file=file, claude=lab.claude)
+    binary = str(lab.give(lab.home / "follower", script, mode="755"))
+    lab.start({"scout": {"ready_timeout_sec": 3}}, {"harnesses": {"claude-code": {"binary": binary}}})
+    assert lab.event("agent_blocked", "scout")["activity"] == "blocked"
+    assert "nothing was typed" in lab.refused("send", "scout", "hello")
+
+
+WITHOUT_HOOKS = """#!/bin/sh
+# As managed settings may have it, or a session of a supervisor that had none yet.
+sed -i 's/UserPromptSubmit/SubagentStop/; s/"Stop"/"Notification"/; s/statusLine/x/' {settings}
+exec {claude} "$@"
+"""
+
+
+def test_without_hooks_a_message_is_confirmed_all_the_same(lab: Lab) -> None:
+    settings = lab.home / ".local/state/forge/launch/scout/settings.json"
+    script = WITHOUT_HOOKS.format(settings=settings, claude=lab.claude)
+    binary = str(lab.give(lab.home / "hookless", script, mode="755"))
+    lab.start({"scout": {}}, {"harnesses": {"claude-code": {"binary": binary}}})
+    lab.doing("scout", "idle")
+    lab.forgectl("send", "scout", "hello")
+    lab.see("scout", "ECHO hello")
 
 
 def test_a_harness_that_is_not_watched_loses_nothing_when_the_supervisor_is_replaced(lab: Lab) -> None:

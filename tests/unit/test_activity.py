@@ -11,6 +11,7 @@ IDLE = Seen(Doing.IDLE, login="key")
 LIMITED = Activity(Doing.LIMITED, "You've hit your limit", "wait")
 LOGGED_OUT = Activity(Doing.LOGGED_OUT, "Please run /login", "log in")
 ENDED = Reported("ended")
+NOW = 500.0
 
 
 def failed(trouble: Activity | None) -> Reported:
@@ -57,11 +58,11 @@ def test_one_that_does_not_get_to_its_prompt_is_blocked_until_it_does() -> None:
 def test_a_failure_that_files_tell_lasts_as_long_as_they_do() -> None:
     limited = tracker(IDLE, replace(IDLE, failed=LIMITED))
     assert limited.trouble == LIMITED
-    limited.limit_is_over()
-    limited.saw(replace(IDLE, doing=Doing.WORKING, failed=LIMITED))
+    limited.saw(replace(IDLE, login="another", failed=LOGGED_OUT))
+    limited.saw(replace(IDLE, doing=Doing.WORKING, login="a third", failed=LOGGED_OUT))
     assert not limited.trouble, "it is no news"
-    limited.saw(replace(IDLE, failed=LOGGED_OUT))
-    assert limited.trouble == LOGGED_OUT
+    limited.saw(replace(IDLE, failed=LIMITED))
+    assert limited.trouble == LIMITED
     limited.saw(IDLE)
     assert not limited.trouble
 
@@ -88,30 +89,30 @@ def test_one_that_has_to_log_in_before_it_gets_to_its_prompt() -> None:
 
 def test_a_failure_lasts_until_a_turn_has_come_to_its_end() -> None:
     limited = tracker(IDLE)
-    limited.heard(failed(LIMITED))
+    limited.heard(failed(LIMITED), NOW)
     for seen in (replace(IDLE, doing=Doing.WORKING), IDLE):
         limited.saw(seen)
         assert limited.activity == LIMITED
-    limited.heard(ENDED)
+    limited.heard(ENDED, NOW)
     assert doing(limited) is Doing.IDLE
 
 
 def test_a_question_is_told_though_something_is_wrong() -> None:
     limited = tracker(IDLE)
-    limited.heard(failed(LIMITED))
+    limited.heard(failed(LIMITED), NOW)
     limited.saw(replace(IDLE, doing=Doing.WAITING))
     assert (doing(limited), limited.trouble) == (Doing.WAITING, LIMITED)
 
 
 def test_a_failure_that_is_of_the_turn_alone_is_none() -> None:
     one = tracker(IDLE)
-    one.heard(failed(None))
+    one.heard(failed(None), NOW)
     assert doing(one) is Doing.IDLE
 
 
 def test_another_login_ends_a_lost_one() -> None:
     out = tracker(IDLE)
-    out.heard(failed(LOGGED_OUT))
+    out.heard(failed(LOGGED_OUT), NOW)
     out.saw(IDLE)
     assert out.activity == LOGGED_OUT
     out.saw(replace(IDLE, login="another key"))
@@ -120,7 +121,7 @@ def test_another_login_ends_a_lost_one() -> None:
 
 def test_another_login_ends_no_limit() -> None:
     limited = tracker(IDLE)
-    limited.heard(failed(LIMITED))
+    limited.heard(failed(LIMITED), NOW)
     limited.saw(replace(IDLE, login="another key"))
     assert limited.activity == LIMITED
 
@@ -134,7 +135,7 @@ def test_without_any_login_it_is_logged_out_until_it_has_one() -> None:
 
 def test_one_that_had_an_answer_has_a_login_though_none_is_found() -> None:
     one = tracker(replace(IDLE, login=""))
-    one.heard(ENDED)
+    one.heard(ENDED, NOW)
     assert doing(one) is Doing.IDLE
 
 
@@ -144,16 +145,35 @@ def test_a_limit_is_over_when_its_last_window_is() -> None:
         for order in (reports, reports[::-1]):
             limited = tracker(IDLE)
             for report in order:
-                limited.heard(report)
+                limited.heard(report, NOW)
             assert limited.activity == replace(LIMITED, until=2000.0)
-            limited.limit_is_over()
+            limited.time_passes(1999.0)
+            assert doing(limited) is Doing.LIMITED
+            limited.time_passes(2000.0)
             assert doing(limited) is Doing.IDLE
+
+
+def test_a_window_that_has_ended_says_nothing_of_when_a_limit_does() -> None:
+    limited = tracker(IDLE)
+    limited.heard(Reported(gauges=Gauges(5, (Window("five_hour", 100, NOW),))), NOW - 1)
+    limited.heard(failed(LIMITED), NOW)
+    assert limited.activity == LIMITED
+
+
+def test_a_login_that_came_while_nobody_could_look_ends_a_lost_one() -> None:
+    out = tracker(IDLE)
+    out.heard(failed(LOGGED_OUT), NOW)
+    out.is_unseen()
+    assert not out.has_prompt
+    assert doing(out) is Doing.LOGGED_OUT
+    out.saw(replace(IDLE, login="another key"))
+    assert doing(out) is Doing.IDLE
 
 
 def test_no_other_trouble_is_over_with_a_limit() -> None:
     out = tracker(IDLE)
-    out.heard(failed(LOGGED_OUT))
-    out.limit_is_over()
+    out.heard(failed(LOGGED_OUT), NOW)
+    out.time_passes(2**40)
     assert out.activity == LOGGED_OUT
 
 
@@ -169,6 +189,6 @@ def test_after_a_turn_that_ended_well_nothing_is_wrong(told: list[Reported | See
         if isinstance(word, Seen):
             one.saw(word)
         else:
-            one.heard(word)
-    one.heard(ENDED)
+            one.heard(word, NOW)
+    one.heard(ENDED, NOW)
     assert one.trouble is None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from clock_lab import FakeClock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -21,43 +20,6 @@ from forge_supervisor.policy import Exit, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class FakeTimer:
-    def __init__(self, due: float, callback: Callable[[], None]) -> None:
-        self.due = due
-        self.callback = callback
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class FakeClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.timers: list[tuple[float, int, FakeTimer]] = []
-        self._order = itertools.count()
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> FakeTimer:
-        timer = FakeTimer(self.now + delay, callback)
-        heapq.heappush(self.timers, (timer.due, next(self._order), timer))
-        return timer
-
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.timers and self.timers[0][0] <= end:
-            self.now, _, timer = heapq.heappop(self.timers)
-            if not timer.cancelled:
-                timer.callback()
-        self.now = end
-
-    @property
-    def pending(self) -> int:
-        return sum(not timer.cancelled for _, _, timer in self.timers)
 
 
 class FakeRunner:
@@ -173,6 +135,17 @@ def test_so_many_starts_a_day_and_no_more_however_far_apart() -> None:
     desk.clock.advance(0.001)
     desk.life.start()
     assert (desk.state(), desk.life.daily_limit_hit) == (State.STARTING, False)
+
+
+def test_who_was_to_be_started_is_not_one_that_was_stopped() -> None:
+    desk = Desk(restart={"policy": "no", "limit_burst": 1})
+    desk.run()
+    desk.end(Exit(code=0))
+    seen = []
+    for ask in (desk.life.stop, desk.life.restart):
+        ask()
+        seen.append((desk.life.state, desk.life.stays_down))
+    assert seen == [(State.INACTIVE, True), (State.FAILED, False)]
 
 
 def test_the_daily_limit_is_forgotten_on_request_and_may_be_none() -> None:
@@ -334,6 +307,32 @@ def test_reset_failed_forgets_the_limit_the_restarts_and_the_result() -> None:
     assert (desk.life.result, desk.life.n_restarts, desk.life.start_limit_hit) == (Result.SUCCESS, 0, False)
     desk.life.start()
     assert desk.state() is State.STARTING
+
+
+def test_reset_failed_forgets_the_result_of_one_that_waits_for_its_restart_too() -> None:
+    # service_reset_failed() does so in every state.
+    desk = Desk()
+    desk.run()
+    desk.end(Exit(code=1))
+    desk.life.reset_failed()
+    assert (desk.state(), desk.life.result) == (State.AUTO_RESTART, Result.SUCCESS)
+    desk.life.stop()
+    assert (desk.state(), desk.life.result) == (State.INACTIVE, Result.SUCCESS)
+
+
+def test_a_start_by_hand_that_is_refused_does_not_clear_the_restarts() -> None:
+    desk = Desk()
+    desk.life.start()
+    while desk.state() is State.STARTING:
+        desk.life.launched(4711)
+        desk.end(Exit(code=1))
+        desk.clock.advance(5)
+    desk.life.start()
+    assert (desk.state(), desk.life.n_restarts) == (State.FAILED, 3)
+    assert desk.last(events.AgentFailed).n_restarts == 3
+    desk.clock.advance(60)
+    desk.life.start()
+    assert (desk.state(), desk.life.n_restarts) == (State.STARTING, 0)
 
 
 def test_a_failed_launch_follows_the_restart_policy() -> None:

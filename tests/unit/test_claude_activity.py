@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,7 @@ from plan_lab import subject_of
 from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Window
 from forge_supervisor.harness import Paths
 from forge_supervisor.harness.claude_code import activity
+from forge_supervisor.pidfd import birth
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +95,12 @@ def observed(home: Path, content: str | None, **env: str) -> Any:
         ('{"status": "busy"}', Doing.WORKING),
         ('{"status": "waiting"}', Doing.WAITING),
         ('{"status": "thinking of something new"}', Doing.WORKING),
+        # A command that it has begun runs in the background, and its turn is over.
+        ('{"status": "shell"}', Doing.IDLE),
+        # It shows other sessions, and what is typed begins one more.
+        ('{"status": "idle", "parkedJobId": "4d579848"}', Doing.WAITING),
+        # Of a claude that was killed, and had this pid before.
+        ('{"status": "idle", "procStart": "1"}', Doing.STARTING),
     ],
 )
 def test_what_its_session_file_says(tmp_path: Path, session: str | None, doing: Doing) -> None:
@@ -104,6 +112,17 @@ def test_half_a_session_file_says_nothing(tmp_path: Path, session: str) -> None:
     assert observed(tmp_path, session) is None
 
 
+def test_a_session_file_of_this_very_process_is_believed(tmp_path: Path) -> None:
+    pid = os.getpid()
+    observed(tmp_path, None)
+    session = {"status": "idle", "procStart": str(birth(pid))}
+    (tmp_path / f".claude/sessions/{pid}.json").write_text(json.dumps(session))
+    paths, subject = Paths(tmp_path, tmp_path / ".local/state/forge", "scout", ()), subject_of(env={})
+    seen = activity.observe(subject, paths, pid)
+    assert seen is not None
+    assert seen.doing is Doing.IDLE
+
+
 def test_what_it_waits_for(tmp_path: Path) -> None:
     assert observed(tmp_path, '{"status": "waiting", "waitingFor": "input needed"}').detail == "input needed"
 
@@ -111,10 +130,12 @@ def test_what_it_waits_for(tmp_path: Path) -> None:
 def test_each_login_is_another(tmp_path: Path) -> None:
     logins = [observed(tmp_path, None).login, observed(tmp_path, None, ANTHROPIC_API_KEY="x").login]
     file = tmp_path / ".claude/.credentials.json"
-    for token in ("a", "b"):
+    # The first is an MCP server's.
+    for key, token in (("mcpOAuth", "a"), ("claudeAiOauth", "a"), ("claudeAiOauth", "b")):
         file.unlink(missing_ok=True)
-        file.write_text(json.dumps({"claudeAiOauth": {"accessToken": token}}))
+        file.write_text(json.dumps({key: {"accessToken": token}}))
         logins.append(observed(tmp_path, None).login)
+    assert logins.pop(2) == ""
     assert logins[0] == ""
     assert len({*logins}) == 4
 

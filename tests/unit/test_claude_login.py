@@ -34,6 +34,7 @@ class TestSeed:
             "resumeReturnDismissed": True,
             "lspRecommendationDisabled": True,
             "claudeCodeHints": {"disabled": True},
+            "leftArrowOpensAgents": False,
             "projects": {
                 str(paths.state): {
                     "hasTrustDialogAccepted": True,

@@ -41,7 +41,7 @@ class Scene:
             restart=lambda: self.done.append("restart"),
         )
         self.told: list[events.Event] = []
-        self._numbers = 0
+        self.number = 0
         self._next: list[UsageRecord] = []
         realm: Any = SimpleNamespace(ask=self._read)
         self.collector = Collector(
@@ -58,8 +58,8 @@ class Scene:
 
     async def turn(self, **more: Any) -> None:
         """Have a turn come to its end, and the guards have looked at what it has used."""
-        self._next = [record(f"msg_{self._numbers}", **{**USED, "time_usec": time.time_ns() // 1000, **more})]
-        self._numbers += 1
+        self._next = [record(f"msg_{self.number}", **{**USED, "time_usec": time.time_ns() // 1000, **more})]
+        self.number += 1
         self.collector.turn_ended(self.life)
         await self.collector.settle(self.life.agent)
         while self.guards.looking:
@@ -103,6 +103,19 @@ def test_a_budget_is_exceeded_once_a_day(
     asyncio.run(scene())
 
 
+def test_another_supervisor_does_not_tell_again_but_of_another_budget(tmp_path: Path) -> None:
+    async def scene() -> None:
+        for number, (most, told) in enumerate([(3000, [(4000, True)]), (3000, []), (9000, [(10_000, True)])]):
+            agent = Scene(tmp_path, budget={"daily_tokens": most, "action": "stop"})
+            agent.number = 10 * number
+            await agent.turn()
+            await agent.turn()
+            await agent.close()
+            assert exceeded(agent) == told
+
+    asyncio.run(scene())
+
+
 def test_what_was_used_yesterday_is_not_todays(tmp_path: Path) -> None:
     async def scene() -> None:
         agent = Scene(tmp_path, budget={"daily_tokens": 3000})
@@ -133,6 +146,17 @@ def test_one_that_has_grown_too_large_is_restarted_when_it_is_idle(
         agent.guards.is_idle(agent.life)
         assert agent.done == done
         assert [event.name for event in agent.told] == ["agent_too_large"] * len(done)
+        await agent.close()
+
+    asyncio.run(scene())
+
+
+def test_one_that_is_too_large_from_the_start_is_not_restarted_again_and_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        agent = Scene(tmp_path, 3 * GIB, resources={"restart_above": "2G"})
+        for _ in range(3):
+            agent.guards.is_idle(agent.life)
+        assert agent.done == ["restart"]
         await agent.close()
 
     asyncio.run(scene())

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from supervisor_lab import FakeSession
 
 
-
 @pytest.fixture
 def play(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -462,6 +461,105 @@ def test_an_agent_that_is_declared_no_more_is_not_restarted_first(play: Play) ->
         assert set(other.saved()) == {"stays"}
 
     play(config(stays={}, gone={"restart": {"delay_sec": 0.2}}), scene)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"state": State.FAILED, "start_again": True, "alive": False},
+        {"state": State.STOPPING, "start_again": True, "stop_requested": True},
+        {"state": State.STARTING, "launching": True, "alive": False},
+    ],
+    ids=["ended", "stopping", "starting"],
+)
+def test_nothing_is_started_as_what_it_is_not_declared_as_any_more(
+    play: Play, left: dict[str, Any], *, moves: bool
+) -> None:
+    """However it was left: all that is known of how it was declared is what it takes to stop it."""
+
+    async def scene(bench: Bench) -> None:
+        saved = bench.saved()["a"]
+        assert saved.session is not None
+        here = saved.session if left["state"] is State.STOPPING else None
+        await bench.supervisor.leave()
+        bench.store.write(
+            "a", saved.model_copy(update={"life": dataclasses.replace(saved.life, **left), "session": here})
+        )
+        other = Bench(config(a={"run_as": "somebody"}) if moves else config(), bench.store)
+        bench.monkeypatch.setattr(supervisor, "Session", other.make)
+        starting = asyncio.create_task(other.supervisor.start(other.saved()))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        for session in other.sessions.get("a", []):
+            if session.agent.run_as == "team":
+                session.end(Exit(signal=15))
+        await starting
+        launched = [event.run_as for event in other.events if isinstance(event, events.AgentStarted)]
+        assert launched == (["somebody"] if moves else [])
+        assert other.supervisor.status() == ("1 running" if moves else "no agents")
+
+    play(config(a={}), scene)
+
+
+@pytest.mark.parametrize("ended_before", [False, True])
+@pytest.mark.parametrize("reloads", [1, 2])
+def test_who_is_stopped_while_a_change_is_examined_stays_stopped(
+    play: Play, reloads: int, *, ended_before: bool
+) -> None:
+    async def scene(bench: Bench) -> None:
+        for n in range(reloads):
+            asyncio.create_task(bench.supervisor.reload(config(a={"env": {"A": str(n)}})))  # noqa: RUF006
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if ended_before:
+            bench.sessions["a"][0].end(Exit(code=0))
+            await bench.until("1 inactive")
+        bench.supervisor.lives["a"].stop()
+        declared = config(a={"env": {"A": str(reloads - 1)}})
+        while bench.supervisor.plan_of(declared).changed:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        await bench.supervisor.reload(declared)
+        assert bench.supervisor.lives["a"].state is State.INACTIVE
+        assert bench.saved()["a"].life.state is State.INACTIVE
+        bench.supervisor.lives["a"].start()
+        await bench.until("1 running")
+        assert [session.agent.env for session in bench.sessions["a"]] == [{}, {"A": str(reloads - 1)}]
+
+    play(config(a={}), scene)
+
+
+@pytest.mark.parametrize("tuned", [{}, {"restart": {"delay_sec": 9}}], ids=["as-it-was", "tuned"])
+def test_a_change_that_is_taken_back_before_it_holds_never_does(play: Play, tuned: dict[str, Any]) -> None:
+    async def scene(bench: Bench) -> None:
+        changing = asyncio.create_task(
+            bench.supervisor.reload(config(a={"harness": "claude-code", "role": "r", "command": None}))
+        )
+        await bench.until("1 stopping")
+        await changing
+        await bench.supervisor.reload(config(a={**slow, **tuned}))
+        bench.sessions["a"][0].end(Exit(code=1))
+        await bench.until("1 running")
+        assert [session.agent.command for session in bench.sessions["a"]] == [("x",), ("x",)]
+        assert bench.supervisor.lives["a"].stop_exit_status == frozenset()
+        assert bench.supervisor.plan_of(config(a={**slow, **tuned})).unchanged == {"a"}
+
+    slow = {"model": "obstinate", "stop_timeout_sec": "infinity"}
+    play(config(a=slow), scene)
+
+
+def test_of_several_changes_that_wait_only_the_last_is_made(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        bench.monkeypatch.setattr(supervisor, "PATIENCE", 0.01)
+        for user in ("one", "other"):
+            await bench.supervisor.reload(config(a={"run_as": user}))
+        await bench.supervisor.reload(config(a={"run_as": "last"}))
+        assert bench.supervisor.status() == "1 stopping"
+        bench.sessions["a"][0].end(Exit(code=0))
+        await bench.until("1 running")
+        assert [session.agent.run_as for session in bench.sessions["a"]] == ["team", "last"]
+
+    play(config(a={"model": "obstinate", "stop_timeout_sec": "infinity"}), scene)
 
 
 def test_an_agent_that_waits_for_a_restart_is_started_at_once_as_it_is_declared_now(play: Play) -> None:

@@ -302,6 +302,10 @@ for number in range(200):
 
 def test_two_processes_may_write_at_once(tmp_path: Path, listed: Prices) -> None:
     path = tmp_path / "usage.db"
+    # Whoever makes the file has it for itself: SQLite does not wait for the change to WAL.
+    first = UsageStore(path, pytest.fail)
+    first.marks(WHO)
+    first.close()
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(path), name], env=dict(os.environ)) for name in ("a", "b")
     ]

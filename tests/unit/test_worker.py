@@ -24,6 +24,7 @@ from forge_supervisor.worker.messages import (
     Collected,
     Finding,
     FindServer,
+    Observe,
     Prepare,
     Prepared,
     RequestLine,
@@ -295,6 +296,47 @@ def test_without_a_server_an_exit_is_lost_and_not_success(real_env: dict[str, st
     found, collected = asyncio.run(scenario())
     assert found.pid is None
     assert (collected.code, collected.signal) == (None, None)
+
+
+def observe(directory: Path, *, harness: str = "claude-code") -> Observe:
+    return Observe.of(agent(harness=harness, env={"CLAUDE_CONFIG_DIR": str(directory)}), (), 7, None)
+
+
+def test_what_is_given_up_before_it_has_begun_is_answered_all_the_same(
+    real_env: dict[str, str], tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with worker(DirectPlacement(), real_env) as running:
+            await running.ask(FIND)
+            for _ in range(20):
+                asking = asyncio.create_task(running.ask(observe(tmp_path)))
+                await asyncio.sleep(0)
+                # Both are in the worker's next reading.
+                asking.cancel()
+            async with asyncio.timeout(20):
+                while running._pending:
+                    await running.ask(FIND)
+            assert running.lost is None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("content", ["[]", "", None])
+def test_session_files_that_never_say_anything_are_a_problem(
+    real_env: dict[str, str], tmp_path: Path, content: str | None
+) -> None:
+    async def scenario() -> None:
+        session = tmp_path / "sessions/7.json"
+        session.parent.mkdir()
+        session.mkdir() if content is None else session.write_text(content)
+        async with worker(DirectPlacement(), real_env) as running:
+            with pytest.raises(WorkerError, match="say nothing that can be understood.*7.json"):
+                await running.ask(observe(tmp_path))
+            session.rename(tmp_path / "elsewhere")
+            session.write_text('{"status": "idle"}')
+            assert (await running.ask(observe(tmp_path))).doing == "idle"
+
+    asyncio.run(scenario())
 
 
 def test_a_request_is_one_line_whatever_is_in_it() -> None:

@@ -63,7 +63,6 @@ class ClaudeCode:
     )
     requires = frozenset({"role"})
     clearing_key = "\x15"  # Ctrl-U; what it takes away can be had back with Ctrl-Y
-    reads_while_written = False
     stop_exit_status = frozenset({143})  # it catches SIGTERM and exits with 128 + 15
 
     def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:

@@ -1,13 +1,17 @@
 """What claude is doing: from the file that it keeps of each session, its hooks, and what it tells its status line.
 
 ~/.claude/sessions/PID.json is there once all questions of the start are behind it, and says whether a turn runs, also
-after Escape, of which no hook tells. A lost login, a limit and an API that is down never end claude: that a turn failed
-of them is told by the hook StopFailure alone. Until it gives up, after ten tries, it works.
+after Escape, of which no hook tells. A claude that was killed leaves it behind, for whoever has its pid next.
+
+A lost login, a limit and an API that is down never end claude: that a turn failed of them is told by a hook alone,
+StopFailure. Until it gives up, after ten tries, it works.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +20,11 @@ from forge_supervisor.harness.claude_code.login import (
     CREDENTIAL_VARIABLES,
     config_home,
     has_credentials,
+    stored_login,
 )
 from forge_supervisor.harness.reading import open_regular
 from forge_supervisor.harness.reporting import report_command
+from forge_supervisor.pidfd import birth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +36,10 @@ REPORTED = ("UserPromptSubmit", "Stop", "StopFailure")
 """Hooks that tell something no file does."""
 _TIMEOUT_SEC = 5
 
-_DOING = {"idle": Doing.IDLE, "busy": Doing.WORKING, "waiting": Doing.WAITING}
+# "shell": the turn is over, and a command that it has begun runs on in the background, be it for months.
+_DOING = {"idle": Doing.IDLE, "shell": Doing.IDLE, "busy": Doing.WORKING, "waiting": Doing.WAITING}
+# What is pasted is told with this around it, if it is of more than 800 characters, or of more than a few lines.
+_PASTED = re.compile(r'</?pasted_content id="[0-9a-f]*">')
 _TROUBLES = {
     "authentication_failed": (Doing.LOGGED_OUT, "log in again, or replace the key"),
     "billing_error": (Doing.LIMITED, "add credit to the account"),
@@ -43,6 +52,7 @@ _TROUBLES = {
 }
 """By the `error` of StopFailure. Others are a matter of the turn, and the next one may well succeed."""
 _LONGEST = 300
+_MOST_PERCENT = 999
 _MOST_BYTES = 1 << 20
 """Of a session's file, which has a few hundred."""
 
@@ -66,19 +76,24 @@ def observe(subject: Subject, paths: Paths, pid: int) -> Seen | None:
     try:
         with open_regular(_session_file(subject, paths, pid)) as file:
             session = json.loads(file.read(_MOST_BYTES))
+        if not _is_of(session, pid):
+            return seen(Doing.STARTING)
+        if session.get("parkedJobId"):
+            # What is typed then begins another session.
+            return seen(Doing.WAITING, "its session is in the background, and claude shows others")
         # In a state that we have never heard of it has something to do.
         doing = _DOING.get(session["status"], Doing.WORKING)
         return seen(doing, str(session.get("waitingFor") or "")[:_LONGEST])
     except (FileNotFoundError, KeyError):
         return seen(Doing.STARTING)
-    except (OSError, ValueError, RecursionError, TypeError):
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError):
         return None
 
 
 def reported(told: Mapping[str, Any]) -> Reported:
     match told.get("hook_event_name"):
         case "UserPromptSubmit":
-            return Reported("began", words=str(told.get("prompt", "")))
+            return Reported("began", words=_PASTED.sub("", str(told.get("prompt", ""))))
         case "Stop":
             return Reported("ended")
         case "StopFailure":
@@ -95,6 +110,15 @@ def unsendable(text: str) -> str | None:
     return "would end claude" if words in {"exit", "quit", ":q", ":q!", ":wq", ":wq!"} else None
 
 
+def _is_of(session: Mapping[str, Any], pid: int) -> bool:
+    """Tell whether a session's file is of the process that has that pid now."""
+    born = session.get("procStart")
+    try:
+        return born is None or born == str(birth(pid))
+    except ProcessLookupError:
+        return False
+
+
 def _session_file(subject: Subject, paths: Paths, pid: int) -> Path:
     return config_home(subject.env, paths) / "sessions" / f"{pid}.json"
 
@@ -104,12 +128,12 @@ def _credentials(subject: Subject, paths: Paths) -> Path:
 
 
 def _login(subject: Subject, paths: Paths) -> str:
+    if login := stored_login(subject.env, paths):
+        # MCP servers' logins, which claude renews by itself, are in that file too.
+        return f"file of {hashlib.sha256(json.dumps(login).encode()).hexdigest()[:16]}"
     if not has_credentials(subject.env, paths):
         return ""
-    try:
-        return f"file of {_credentials(subject, paths).stat().st_mtime_ns}"
-    except OSError:
-        return "key" if any(map(subject.env.get, CREDENTIAL_VARIABLES)) else "other"
+    return "key" if any(map(subject.env.get, CREDENTIAL_VARIABLES)) else "other"
 
 
 def _trouble(told: Mapping[str, Any]) -> Activity | None:
@@ -126,7 +150,7 @@ def _gauges(told: Mapping[str, Any]) -> Gauges | None:
         return None
     limits = told.get("rate_limits")
     windows = [
-        Window(str(name)[:_LONGEST], used, _number(window.get("resets_at")))
+        Window(str(name)[:_LONGEST], min(used, _MOST_PERCENT), _number(window.get("resets_at")))
         for name, window in (limits.items() if isinstance(limits, dict) else ())
         if isinstance(window, dict) and (used := _number(window.get("used_percentage"))) is not None
     ]

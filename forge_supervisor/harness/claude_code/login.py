@@ -34,6 +34,8 @@ def answers(subject: Subject, paths: Paths) -> JsonSeed:
         # Two dialogs that offer to install a plugin, at any moment, and whose first answer is yes.
         "lspRecommendationDisabled": True,
         "claudeCodeHints": {"disabled": True},
+        # With it one key at an empty prompt leads to where what is typed begins another session, in the background.
+        "leftArrowOpensAgents": False,
     }
     if key := subject.env.get("ANTHROPIC_API_KEY"):
         values["customApiKeyResponses"] = {"approved": [key[-20:]]}
@@ -49,13 +51,21 @@ def config_home(env: Mapping[str, str], paths: Paths) -> Path:
 
 def has_credentials(env: Mapping[str, str], paths: Paths) -> bool:
     """Tell whether there is a login of any kind; `claude auth status` would know best, but writes to the home."""
+    managed = read_json(MANAGED_SETTINGS)
+    given = managed.get("env")
+    has = {**env, **(given if isinstance(given, dict) else {})}
     return (
-        any(env.get(name) for name in CREDENTIAL_VARIABLES)
-        or any(value for name, value in env.items() if name.startswith("CLAUDE_CODE_USE_"))  # Bedrock, Vertex, …
-        or bool(read_json(config_home(env, paths) / ".credentials.json"))
+        any(has.get(name) for name in CREDENTIAL_VARIABLES)
+        or any(value for name, value in has.items() if name.startswith("CLAUDE_CODE_USE_"))  # Bedrock, Vertex, …
+        or bool(stored_login(env, paths))
         or "primaryApiKey" in read_json(config_file(env, paths))
-        or "apiKeyHelper" in read_json(MANAGED_SETTINGS)
+        or "apiKeyHelper" in managed
     )
+
+
+def stored_login(env: Mapping[str, str], paths: Paths) -> object:
+    """Return what claude has stored of the user's login; something false, if there is none."""
+    return read_json(config_home(env, paths) / ".credentials.json").get("claudeAiOauth")
 
 
 def command(subject: Subject, plan: LaunchPlan, *arguments: str) -> str:

@@ -12,7 +12,7 @@ from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, expand_home
 from forge_supervisor.harness.claude_code import activity, sessions
 from forge_supervisor.harness.claude_code.discord import PLUGIN
-from forge_supervisor.harness.claude_code.login import config_home
+from forge_supervisor.harness.claude_code.login import MANAGED_SETTINGS, config_home
 from forge_supervisor.harness.reading import read_json
 from forge_supervisor.harness.reporting import as_json
 
@@ -175,7 +175,13 @@ def is_unattended(agent: Agent) -> bool:
 
 
 def problems(subject: Subject, paths: Paths) -> Iterator[Problem]:
-    """Find what was to be inherited and cannot be: claude finds the user's instructions on its way up alone."""
+    """Find what has no effect: hooks that managed settings forbid, and what was to be inherited and cannot be."""
+    managed = read_json(MANAGED_SETTINGS)
+    for key in ("allowManagedHooksOnly", "disableAllHooks"):
+        if managed.get(key):
+            text = f"{key} in {MANAGED_SETTINGS} keeps claude from telling of lost logins, limits and a silent API"
+            yield Problem("", text, fatal=False)
+    # Claude finds the user's instructions on its way up alone.
     if "user-instructions" not in subject.agent.inherit:
         return
     users = Path(os.path.realpath(config_home(subject.env, paths)))
