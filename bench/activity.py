@@ -14,12 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import claude_lab
+import harness_lab
 
 TURNS = 30
 
 
 def main() -> None:
-    if why := claude_lab.missing():
+    if why := harness_lab.missing(claude_lab.VARIABLE):
         sys.exit(why)
     told: dict[str, list[float]] = {"it works": [], "it is idle": []}
     shown: list[float] = []

@@ -50,6 +50,10 @@ class Seen:
     """Stands for the login that there is: another one is another word, none is none."""
     login_fix: str = ""
     """How to log in."""
+    failed: Activity | None = None
+    """What its last turn has failed of, where files tell that too."""
+    gauges: Gauges | None = None
+    """As far as files tell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Tracker:
     seen: Seen | None = None
     gauges: Gauges = field(default_factory=Gauges)
     _overdue: str | None = None
+    _seen_failed: Activity | None = None
 
     @property
     def activity(self) -> Activity | None:
@@ -108,23 +113,30 @@ class Tracker:
         seen = self.seen
         if seen is None:
             return self.failed
-        if seen.doing is Doing.STARTING:
-            return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
         if not seen.login and not self.has_answered:
             return Activity(Doing.LOGGED_OUT, "there is no login", seen.login_fix)
+        if seen.doing is Doing.STARTING:
+            return None if self._overdue is None else Activity(Doing.BLOCKED, self._overdue)
         return self.failed
 
     @property
     def has_prompt(self) -> bool:
         return self.seen is not None and self.seen.doing is not Doing.STARTING
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: Seen, now: float = 0.0) -> None:
+        """Take note of what files tell; `now` is in seconds since 1970."""
         is_another = self.login is not None and seen.login not in {"", self.login}
         if is_another and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
             self.failed = None
         self.seen, self.login = seen, seen.login
         if seen.doing is not Doing.STARTING:
             self._overdue = None
+        # Only where that is new: what hooks tell, and what an earlier supervisor knew, stays.
+        if seen.failed != self._seen_failed:
+            self.failed = self._seen_failed = seen.failed
+        if seen.gauges is not None:
+            self.gauges = seen.gauges
+        self._date_limit(now)
 
     def is_unseen(self) -> None:
         """Take note that its files cannot be looked at any more."""

@@ -63,7 +63,7 @@ Inheritable = Literal[
 
 
 class Permissions(Model):
-    """Which tools an agent may use. Rules are the harness's: "Bash(git *)", "Edit", "mcp__tracker__search"."""
+    """Which tools an agent may use. Which rules there are is the harness's: "Bash(git *)", "mcp__tracker__search"."""
 
     allow: WordList = ()
     """Rules for what it may do without being asked."""
@@ -73,22 +73,22 @@ class Permissions(Model):
     """Whether it may do all that is not denied, without being asked."""
     unlisted: Literal["refuse", "ask"] = "refuse"
     """Without skip_prompts, what becomes of what no rule allows: it is refused, or the agent asks at its terminal and
-    waits for an answer."""
+    waits for an answer. (Codex: commands run in its sandbox, whatever the rules; this is about what that forbids.)"""
 
 
 class AgentTable(Model):
     """An agent as the files may have it; in [defaults], what all agents have in common."""
 
     role: Words | None = None
-    """What the agent is for: the text of its CLAUDE.md."""
+    """What the agent is for: its CLAUDE.md, or what stands for that with another harness."""
     run_as: UserName | None = None
     """The Linux user that the agent runs as, never root. Needed when the supervisor is root; otherwise one's own."""
     harness: Words = "claude-code"
-    """The program that the agent runs in: "claude-code", or "command" for any other."""
+    """The program that the agent runs in: "claude-code", "codex", or "command" for any other."""
     model: Words | None = None
     """The model, by an alias or a full name that the harness knows (unset: the harness's own choice)."""
     effort: Words = "max"
-    """How hard the model thinks: "low", "medium", "high", "xhigh" or "max"."""
+    """How hard the model thinks: "low", "medium", "high", "xhigh" or "max"; with codex also "ultra"."""
     env: dict[VariableName, Text] = Field(default_factory=dict, repr=False, json_schema_extra=NO_OTHERS)
     """Environment variables of the agent. Agents of one user can read each other's."""
     secrets: dict[VariableName, SecretFile] = Field(default_factory=dict, json_schema_extra=NO_OTHERS)
@@ -110,7 +110,8 @@ class AgentTable(Model):
     extra_args: Texts = ()
     """Further arguments for the harness. Every user of the machine can read them (ps): no place for a secret."""
     inherit: Annotated[tuple[Inheritable, ...], Field(strict=False)] = ()
-    """What it takes over from its Linux user and from the harness, all of which is kept from it otherwise."""
+    """What it takes over from its Linux user and from the harness, all of which is kept from it otherwise. Codex has
+    "bundled-skills", "user-instructions" and "user-skills" of these."""
     enabled: bool = True
     """Whether the agent is started together with the supervisor."""
     restart: Restart = Field(default_factory=Restart)

@@ -37,7 +37,8 @@ class Skill(Model):
     source: Place
     """Its directory, which has a SKILL.md and which the agents' users can read. ~/ is the agent's home."""
     description: Words | None = None
-    """What it is for, in a line: it stands in the agent's catalogue of skills."""
+    """What it is for, in a line: it stands in the agent's catalogue of skills. (Codex has it from the
+    SKILL.md itself.)"""
 
 
 class Plugin(Model):
@@ -51,7 +52,7 @@ class McpServer(Model):
     args: Texts = ()
     """Its arguments. Every user of the machine can read them (ps): no place for a secret."""
     env: dict[VariableName, Text] = Field(default_factory=dict, repr=False, json_schema_extra=NO_OTHERS)
-    """Environment variables for this server alone. They are written to the agent's .mcp.json: no place for a secret."""
+    """Environment variables for this server alone. They are written to a file of the agent's: no place for a secret."""
     secrets: dict[VariableName, SecretFile] = Field(default_factory=dict, json_schema_extra=NO_OTHERS)
     """Variable to the file that holds its value. They pass through the environment of every agent that has it."""
 

@@ -158,6 +158,10 @@ class Folder:
         os.rename(name, saved, src_dir_fd=self._fd, dst_dir_fd=into._fd)  # noqa: SLF001 - one of our own kind
         return into.path / saved
 
+    def names(self) -> list[str]:
+        """List what is in here."""
+        return sorted(os.listdir(self._fd))  # noqa: PTH208 - by its descriptor
+
     def is_directory(self, name: str) -> bool:
         """Whether there is a real directory of that name."""
         return self._exists(name) and stat.S_ISDIR(self._status(name).st_mode)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forge_supervisor import events, harness, journal
-from forge_supervisor.activity import Activity, Doing, Seen, Tracker
+from forge_supervisor.activity import Activity, Doing, Tracker
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.mailbox import Mailbox
 from forge_supervisor.observation import Observation, account_of
@@ -26,7 +26,7 @@ from forge_supervisor.worker.messages import Capture, Observe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from forge_supervisor.activity import Reported
+    from forge_supervisor.activity import Gauges, Reported, Seen
     from forge_supervisor.agent import Lifecycle
     from forge_supervisor.config import Agent
     from forge_supervisor.mailbox import Letter
@@ -213,9 +213,7 @@ class Observer:
         except TimeoutError:
             raise WorkerError(f"nobody has looked at its files within {FIRST_LOOK:g} s") from None
         was_current, observation.is_current, observation.problem = observation.is_current, True, ""
-        detail = _in_one_line(observation.agent, seen.detail)
-        login_fix = _in_one_line(observation.agent, seen.login_fix)
-        observation.tracker.saw(Seen(Doing(seen.doing), detail, seen.login, login_fix))
+        observation.tracker.saw(_cleaned_seen(observation.agent, seen.seen()), time.time())
         self._update(observation)
         if not was_current:
             self._tell_change()
@@ -382,14 +380,27 @@ class Observer:
 
 def _cleaned(agent: Agent, reported: Reported) -> Reported:
     """Make what an agent's user says fit to be shown: a terminal would do what it is told in between."""
-    trouble, gauges = reported.trouble, reported.gauges
-    if trouble is not None:
-        detail, fix = (_in_one_line(agent, text) for text in (trouble.detail, trouble.fix))
-        trouble = replace(trouble, detail=detail, fix=fix)
-    if gauges is not None:
-        windows = (replace(window, name=_in_one_line(agent, window.name)) for window in gauges.windows)
-        gauges = replace(gauges, windows=tuple(windows))
-    return replace(reported, trouble=trouble, gauges=gauges)
+    trouble = _cleaned_trouble(agent, reported.trouble)
+    return replace(reported, trouble=trouble, gauges=_cleaned_gauges(agent, reported.gauges))
+
+
+def _cleaned_seen(agent: Agent, seen: Seen) -> Seen:
+    detail, login_fix = (_in_one_line(agent, text) for text in (seen.detail, seen.login_fix))
+    failed, gauges = _cleaned_trouble(agent, seen.failed), _cleaned_gauges(agent, seen.gauges)
+    return replace(seen, detail=detail, login_fix=login_fix, failed=failed, gauges=gauges)
+
+
+def _cleaned_trouble(agent: Agent, trouble: Activity | None) -> Activity | None:
+    if trouble is None:
+        return None
+    detail, fix = (_in_one_line(agent, text) for text in (trouble.detail, trouble.fix))
+    return replace(trouble, detail=detail, fix=fix)
+
+
+def _cleaned_gauges(agent: Agent, gauges: Gauges | None) -> Gauges | None:
+    if gauges is None:
+        return None
+    return replace(gauges, windows=tuple(replace(one, name=_in_one_line(agent, one.name)) for one in gauges.windows))
 
 
 def _in_one_line(agent: Agent, text: str) -> str:

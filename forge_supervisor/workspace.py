@@ -39,6 +39,8 @@ def build(plan: LaunchPlan, paths: Paths) -> list[str]:
             workspace.folder(folder)
         for file in plan.files:
             workspace.write(file)
+        for folder in plan.closed:
+            workspace.close(folder, {file.path.name for file in plan.files if file.path.parent == folder})
         workspace.link(plan.links)
         warnings = workspace.warnings
     for seed in plan.seeds:
@@ -88,6 +90,15 @@ class _Workspace:
             if folder.is_directory(name):
                 self.warnings.append(f"{file.path} was a directory, which is now {folder.set_aside(name)}")
             folder.replace(name, content)
+
+    def close(self, path: Path, wanted: set[str]) -> None:
+        """Move aside what is not wanted in a directory."""
+        folder, above = self.folder(path), self.folder(path.parent)
+        with explained(path):
+            for name in folder.names():
+                if name not in wanted:
+                    saved = folder.set_aside(name, into=above)
+                    self.warnings.append(f"{path / name} is none of ours, and is now {saved}")
 
     def link(self, links: tuple[Link, ...]) -> None:
         """Make these links, and remove those that were made before and are no more wanted."""

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 PLUGIN = "discord@claude-plugins-official"
 

@@ -121,6 +121,8 @@ class LaunchPlan:
     env: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()
     """Directories below `Paths.forge` that are to be there, beside those of the files and links; ours alone, 0700."""
+    closed: tuple[Path, ...] = ()
+    """Directories below `Paths.forge` in which nothing is to lie but the files: what else is there is moved aside."""
     files: tuple[File, ...] = ()
     links: tuple[Link, ...] = ()
     seeds: tuple[JsonSeed, ...] = ()

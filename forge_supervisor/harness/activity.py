@@ -36,3 +36,11 @@ class TellsActivity(Protocol):
     def unsendable(self, text: str) -> str | None:
         """Say, in words that follow 'it', why a text would not be taken as a message."""
         ...
+
+
+def reads_while_written(program: TellsActivity) -> bool:
+    """Tell whether lines are added to what it watches, each of which says something before the file is closed.
+
+    A harness says so by an attribute of that name, true. Without it there is none that does.
+    """
+    return getattr(program, "reads_while_written", False) is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from forge_supervisor.harness import shapes
+from forge_supervisor.harness import activity, shapes
 from forge_supervisor.harness.bounded import NonsenseError, bounded
 from forge_supervisor.harness.transcripts import MessageUsage
 
@@ -93,6 +93,7 @@ class _Tells(Guarded):
         self.clearing_key = shapes.text(program.clearing_key, "its clearing_key")
         if len(self.clearing_key) > _LONGEST_KEY:
             raise NonsenseError(f"has a clearing_key of more than {_LONGEST_KEY} characters")
+        self.reads_while_written = activity.reads_while_written(program)
 
     def watched(self, subject: Subject, paths: Paths, pid: int) -> Sequence[Path]:
         return self._ask("watched", lambda: shapes.paths(self._program.watched(subject, paths, pid), MOST_WATCHED))
@@ -114,9 +115,9 @@ class _Keeps(Guarded):
         there = self._program.transcripts
         return self._ask("transcripts", lambda: shapes.paths(there(agent, paths), MOST_TRANSCRIPTS))
 
-    def usage_in(self, line: bytes) -> MessageUsage | None:
+    def usage_in(self, line: bytes, transcript: Path) -> MessageUsage | None:
         """Not bounded, for there are too many lines: to be called within `at_length`."""
-        return shapes.maybe(self._program.usage_in(line), MessageUsage)
+        return shapes.maybe(self._program.usage_in(line, transcript), MessageUsage)
 
     def at_length(self, work: Callable[[], T]) -> T:
         return self._ask("usage_in", work)

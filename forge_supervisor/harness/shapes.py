@@ -111,6 +111,8 @@ def _check_written(found: LaunchPlan, of: Paths) -> None:
     own = (of.state, of.launch, of.discord)
     for folder in each(found.folders, Path):
         _inside(folder, own, or_itself=True)
+    for folder in each(found.closed, Path):
+        _inside(folder, own)
     for file in each(found.files, File):
         _inside(file.path, own)
         text(file.text, f"the text of {file.path}")
@@ -171,6 +173,8 @@ def seen(value: object) -> Seen | None:
             raise NonsenseError(f"a Seen that does {found.doing!r}")
         for said in (found.detail, found.login, found.login_fix):
             text(said, "a text of Seen")
+        _check_trouble(found.failed)
+        _check_gauges(found.gauges)
     return found
 
 
@@ -179,19 +183,28 @@ def reported(value: object) -> Reported:
     if found.turn not in {None, "began", "ended", "failed"}:
         raise NonsenseError(f"the turn {found.turn!r}")
     text(found.words, "the words of a turn")
-    trouble, gauges = maybe(found.trouble, Activity), maybe(found.gauges, Gauges)
+    _check_trouble(found.trouble)
+    _check_gauges(found.gauges)
+    return found
+
+
+def _check_trouble(value: object) -> None:
+    trouble = maybe(value, Activity)
     if trouble is not None:
         one(trouble.doing, Doing)
         text(trouble.detail, "the detail of an Activity")
         text(trouble.fix, "the fix of an Activity")
         _number(trouble.until)
+
+
+def _check_gauges(value: object) -> None:
+    gauges = maybe(value, Gauges)
     if gauges is not None:
         _number(gauges.context_percent)
         for window in each(gauges.windows, Window):
             text(window.name, "the name of a Window")
             _number(one(window.used_percent, float | int))  # type: ignore[arg-type]
             _number(window.resets_at)
-    return found
 
 
 def _number(value: object) -> None:

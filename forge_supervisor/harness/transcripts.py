@@ -42,6 +42,9 @@ class KeepsTranscripts(Protocol):
         """Find the agent's transcripts: files of lines, to which lines are added."""
         ...
 
-    def usage_in(self, line: bytes) -> MessageUsage | None:
-        """Tell what a line says was used, if it says so and can be read."""
+    def usage_in(self, line: bytes, transcript: Path) -> MessageUsage | None:
+        """Tell what a line says was used, if it says so and can be read.
+
+        What it does not say itself (which model it was) may stand in other lines of its transcript.
+        """
         ...

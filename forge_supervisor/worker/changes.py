@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from asyncinotify import Event, Watch
 
-# Not IN_MODIFY: half of a file says nothing.
+# Not IN_MODIFY, unless that is wanted: half of a file says nothing.
 _CHANGES = (
     Mask.CLOSE_WRITE | Mask.CREATE | Mask.DELETE | Mask.MOVE | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR
 )
@@ -40,13 +40,16 @@ class Changes:
         return {*self._watches}
 
     @contextlib.asynccontextmanager
-    async def of(self, files: Iterable[Path]) -> AsyncIterator[asyncio.Event]:
-        """Give an event that is set when one of them may have changed since this began. Raises OSError."""
+    async def of(self, files: Iterable[Path], *, while_written: bool = False) -> AsyncIterator[asyncio.Event]:
+        """Give an event that is set when one of them may have changed since this began. Raises OSError.
+
+        `while_written`: not only when whoever has written to it has closed it.
+        """
         changed = asyncio.Event()
         places: list[_Place] = []
         try:
             for file in files:
-                place = self._watch(file)
+                place = self._watch(file, while_written=while_written)
                 places.append(place)
                 self._waiting[place].add(changed)
             yield changed
@@ -54,23 +57,23 @@ class Changes:
             for place in places:
                 self._unwatch(place, changed)
 
-    def _watch(self, file: Path) -> _Place:
+    def _watch(self, file: Path, *, while_written: bool) -> _Place:
         while True:
             place = _nearest(file)
             try:
-                self._begin(place[0])
+                self._begin(place[0], _CHANGES | Mask.MODIFY if while_written else _CHANGES)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # it has gone meanwhile
             if _nearest(file) == place:
                 return place
             self._end(place[0])
 
-    def _begin(self, directory: str) -> None:
+    def _begin(self, directory: str, mask: Mask) -> None:
         if self._inotify is None:
             self._inotify = Inotify()
             self._reading = asyncio.create_task(self._read(self._inotify))
         # The same one again, if there is one.
-        self._watches[directory] = self._inotify.add_watch(directory, _CHANGES)
+        self._watches[directory] = self._inotify.add_watch(directory, mask | Mask.MASK_ADD)
         self._users[directory] += 1
 
     def _end(self, directory: str) -> None:

@@ -8,9 +8,12 @@ checked against the kernel by whoever uses them.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from forge_supervisor.activity import Activity, Doing, Gauges, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -338,6 +341,21 @@ class ReadUsage(Request[UsageRead]):
         return cls(agent=_for_worker(agent), marks=dict(marks))
 
 
+def _fit_trouble(trouble: Activity | None) -> Activity | None:
+    if trouble is None:
+        return None
+    if trouble.doing not in {Doing.LIMITED, Doing.LOGGED_OUT, Doing.UNRESPONSIVE}:
+        raise ValueError("is nothing that a turn fails of")
+    return replace(trouble, detail=str(_presentable(trouble.detail)), fix=str(_presentable(trouble.fix)))
+
+
+def _fit_gauges(gauges: Gauges | None) -> Gauges | None:
+    if gauges is None:
+        return None
+    windows = (replace(window, name=str(_presentable(window.name))) for window in gauges.windows[:10])
+    return replace(gauges, windows=tuple(windows))
+
+
 class Observed(Answer):
     """As `activity.Seen`."""
 
@@ -345,6 +363,11 @@ class Observed(Answer):
     detail: Text
     login: Text
     login_fix: Text
+    failed: Annotated[Activity | None, AfterValidator(_fit_trouble)] = None
+    gauges: Annotated[Gauges | None, AfterValidator(_fit_gauges)] = None
+
+    def seen(self) -> Seen:
+        return Seen(Doing(self.doing), self.detail, self.login, self.login_fix, self.failed, self.gauges)
 
 
 class Observe(Request[Observed]):

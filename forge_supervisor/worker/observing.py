@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from forge_supervisor import harness
 from forge_supervisor.config import Agent
 from forge_supervisor.harness import Subject
+from forge_supervisor.harness.activity import reads_while_written
 from forge_supervisor.worker.actions import ActionError
 from forge_supervisor.worker.changes import Changes
 from forge_supervisor.worker.messages import Observed
@@ -50,10 +51,11 @@ class Observing:
         # That there is a secret says enough.
         subject = Subject(agent, secrets=dict.fromkeys(request.secrets, "secret"))
         paths = paths_of(agent, self._home)
-        files = await in_thread(program.watched, subject, paths, request.pid)
         in_vain = 0
         while in_vain < LOOKS_IN_VAIN:
-            async with self._changes.of(files) as changed:
+            # Which files they are can change with them.
+            files = await in_thread(program.watched, subject, paths, request.pid)
+            async with self._changes.of(files, while_written=reads_while_written(program)) as changed:
                 seen = await in_thread(program.observe, subject, paths, request.pid)
                 if seen is None:
                     in_vain += 1

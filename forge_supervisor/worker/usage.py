@@ -12,6 +12,7 @@ import stat
 import time
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -24,7 +25,6 @@ from forge_supervisor.worker.preparation import paths_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from forge_supervisor.harness.transcripts import KeepsTranscripts, MessageUsage
     from forge_supervisor.worker.messages import ReadUsage
@@ -84,29 +84,29 @@ class Reading:
                 return None
             mark = _valid(file, status, known)
             file.seek(mark.offset)
-            return self._advance(file, mark)
+            return self._advance(file, mark, Path(path))
 
-    def _advance(self, file: IO[bytes], mark: Mark) -> Mark:
+    def _advance(self, file: IO[bytes], mark: Mark, path: Path) -> Mark:
         offset = mark.offset
         while not self._is_full() and (line := file.readline(LONGEST_LINE)):
             is_too_long = len(line) >= LONGEST_LINE and not line.endswith(b"\n")
-            if not is_too_long and not self._is_whole(line):
+            if not is_too_long and not self._is_whole(line, path):
                 # It is still being written.
                 break
             if not is_too_long:
-                self._take(line)
+                self._take(line, path)
             offset += len(line)
             self.left -= len(line)
         if offset == mark.offset:
             return mark
         return Mark(file=mark.file, offset=offset, before=_before(file, offset))
 
-    def _is_whole(self, line: bytes) -> bool:
+    def _is_whole(self, line: bytes, path: Path) -> bool:
         # Of one that counts nothing may be missing but its end, if whoever wrote it was killed.
-        return line.endswith(b"\n") or (line.endswith(b"}") and self.program.usage_in(line) is not None)
+        return line.endswith(b"\n") or (line.endswith(b"}") and self.program.usage_in(line, path) is not None)
 
-    def _take(self, line: bytes) -> None:
-        used = self.program.usage_in(line)
+    def _take(self, line: bytes, path: Path) -> None:
+        used = self.program.usage_in(line, path)
         record = None if used is None else _record(used)
         if record is not None:
             known = self.records.get(record.message)

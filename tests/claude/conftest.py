@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import claude_lab
+import harness_lab
 import pytest
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def claude() -> None:
-    if why := claude_lab.missing():
+    if why := harness_lab.missing(claude_lab.VARIABLE):
         pytest.skip(why)
 
 

@@ -9,12 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from claude_lab import json_of, said, wait_for
+from claude_lab import said
+from harness_lab import json_of, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 DOWN_SEC = 120.0 if "FORGE_TEST_THOROUGH" in os.environ else 0.5
 OVERLOADED: Json = {"status": 529, "error": {"type": "overloaded_error", "message": "Overloaded"}}

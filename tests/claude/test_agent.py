@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from claude_lab import RESTART_DELAY_SEC, said, wait_for
+from claude_lab import said
+from harness_lab import RESTART_DELAY_SEC, wait_for
 
 if TYPE_CHECKING:
     from claude_lab import Lab

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from channel_lab import PLUGIN, flags_on, install
-from claude_lab import json_of, wait_for
+from harness_lab import json_of, wait_for
 
 if TYPE_CHECKING:
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 TOKEN = "bot-token-hunter2-correct-horse"  # noqa: S105
 ANNA, CHANNEL = "184695080709324800", "846209781206941736"

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from claude_lab import wait_for
+from harness_lab import wait_for
 
 if TYPE_CHECKING:
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 SECRET = "hunter2-correct-horse-battery"  # noqa: S105
 

@@ -7,12 +7,14 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from claude_lab import json_of, said, wait_for
+from claude_lab import said
+from harness_lab import json_of, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 
 def session_of(lab: Lab) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from channel_lab import flags_on, install
-from claude_lab import wait_for
+from harness_lab import wait_for
 
 if TYPE_CHECKING:
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 PLANTED = {
     "ANTHROPIC_API_KEY": "sk-ant-api03-planted-api-key-0123456789-abcdefghijklmnop",

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_lab import wait_for
+from harness_lab import wait_for
 
 from forge_supervisor.spend import prices
 from forge_supervisor.spend.prices import Tokens

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_lab import said, wait_for
+from claude_lab import said
+from harness_lab import wait_for
 
 if TYPE_CHECKING:
-    from claude_lab import Json, Lab
+    from claude_lab import Lab
+    from harness_lab import Json
 
 BUNDLED = ("dataviz", "update-config", "keybindings-help", "simplify", "plugin-authoring", "claude-api", "loop")
 

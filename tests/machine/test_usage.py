@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_lab import wait_for
+from harness_lab import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

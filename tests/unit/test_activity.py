@@ -55,6 +55,38 @@ def test_one_that_does_not_get_to_its_prompt_is_blocked_until_it_does() -> None:
     assert doing(blocked) is Doing.IDLE
 
 
+def test_a_failure_that_files_tell_lasts_as_long_as_they_do() -> None:
+    limited = tracker(IDLE, replace(IDLE, failed=LIMITED))
+    assert limited.trouble == LIMITED
+    limited.saw(replace(IDLE, login="another", failed=LOGGED_OUT))
+    limited.saw(replace(IDLE, doing=Doing.WORKING, login="a third", failed=LOGGED_OUT))
+    assert not limited.trouble, "it is no news"
+    limited.saw(replace(IDLE, failed=LIMITED))
+    assert limited.trouble == LIMITED
+    limited.saw(IDLE)
+    assert not limited.trouble
+
+
+def test_a_failure_that_an_earlier_supervisor_knew_of_stays_where_files_tell_none() -> None:
+    limited = Tracker(LIMITED)
+    limited.saw(IDLE)
+    assert limited.trouble == LIMITED
+
+
+def test_gauges_that_files_tell_date_a_limit() -> None:
+    gauges = Gauges(12.5, (Window("primary", 100.0, 1000.0),))
+    limited = tracker(IDLE, replace(IDLE, failed=LIMITED, gauges=gauges))
+    assert limited.gauges == gauges
+    assert limited.trouble == replace(LIMITED, until=1000.0)
+
+
+def test_one_that_has_to_log_in_before_it_gets_to_its_prompt() -> None:
+    nobody = tracker(Seen(Doing.STARTING, login_fix="log in"))
+    assert nobody.activity == Activity(Doing.LOGGED_OUT, "there is no login", "log in")
+    nobody.saw(replace(IDLE, doing=Doing.STARTING))
+    assert doing(nobody) is Doing.STARTING
+
+
 def test_a_failure_lasts_until_a_turn_has_come_to_its_end() -> None:
     limited = tracker(IDLE)
     limited.heard(failed(LIMITED), NOW)

@@ -48,7 +48,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "reported": lambda program: program.reported({"words": "hello"}),
     "unsendable": lambda program: program.unsendable("hello"),
     "transcripts": lambda program: program.transcripts(agent_of("x"), PATHS),
-    "usage_in": lambda program: at_length(program, lambda: program.usage_in(b"{}")),
+    "usage_in": lambda program: at_length(program, lambda: program.usage_in(b"{}", Path("/x"))),
 }
 
 

@@ -53,6 +53,21 @@ def test_a_file_that_changes(tmp_path: Path, change: str) -> None:
     asyncio.run(scene())
 
 
+def test_a_file_to_which_lines_are_added(tmp_path: Path) -> None:
+    """Whoever looks at closed files only, in the same directory, takes nothing away."""
+
+    async def scene() -> None:
+        changes = Changes()
+        with (tmp_path / "log").open("w") as log:
+            async with changes.of([tmp_path / "log"], while_written=True) as changed, changes.of([tmp_path / "other"]):
+                log.write("a line\n")
+                log.flush()
+                async with asyncio.timeout(PATIENCE):
+                    await changed.wait()
+
+    asyncio.run(scene())
+
+
 def test_a_file_is_waited_for_with_all_directories_above_it(tmp_path: Path) -> None:
     async def scene() -> None:
         changes, file = Changes(), tmp_path / ".claude/sessions/7.json"

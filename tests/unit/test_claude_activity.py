@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import subject_of
+from plan_lab import subject_of
 
 from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Window
 from forge_supervisor.harness import Paths

@@ -6,7 +6,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from claude_plan_lab import KEY, agent_of, file_of, home_of, plan_of, program, subject_of
+from claude_plan_lab import KEY, home_of, plan_of
+from plan_lab import agent_of, file_of, program, subject_of
 
 from forge_supervisor import harness
 from forge_supervisor.config import HarnessSettings, Library

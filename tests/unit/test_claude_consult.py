@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import home_of, program, subject_of
+from claude_plan_lab import home_of
+from plan_lab import program, subject_of
 
 from forge_supervisor.harness.claude_code import ClaudeCode, consult
 

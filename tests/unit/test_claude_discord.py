@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import fatal, home_of, json_in, launch_settings, plan_of, program, seed_of, write
+from claude_plan_lab import fatal, home_of, launch_settings, plan_of, seed_of
+from plan_lab import json_in, program, write
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import fatal, file_of, home_of, json_in, plan_of, program, write
+from claude_plan_lab import fatal, home_of, plan_of
+from plan_lab import file_of, json_in, program, write
 
 if TYPE_CHECKING:
     from pathlib import Path

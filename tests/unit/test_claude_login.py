@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import KEY, home_of, plan_of, preflight, seed_of, write
+from claude_plan_lab import KEY, home_of, plan_of, preflight, seed_of
+from plan_lab import write
 
 from forge_supervisor.harness.claude_code.login import MANAGED_SETTINGS
 

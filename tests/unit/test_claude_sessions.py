@@ -7,7 +7,8 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from claude_plan_lab import file_of, home_of, launch_settings, plan_of, write
+from claude_plan_lab import home_of, launch_settings, plan_of
+from plan_lab import file_of, write
 
 from forge_supervisor.harness import NEW_EACH_TIME, Paths
 from forge_supervisor.harness.claude_code import ClaudeCode

@@ -8,7 +8,8 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from claude_plan_lab import home_of, json_in, launch_settings, plan_of, preflight, write
+from claude_plan_lab import home_of, launch_settings, plan_of, preflight
+from plan_lab import json_in, write
 
 if TYPE_CHECKING:
     from pathlib import Path

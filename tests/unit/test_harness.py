@@ -30,7 +30,7 @@ def problems(declared: Agent, *explicit: str) -> list[tuple[str, str]]:
 
 
 def test_harnesses_are_found_by_their_entry_points() -> None:
-    assert harness.names() == ["claude-code", "command"]
+    assert harness.names() == ["claude-code", "codex", "command"]
     assert isinstance(harness.load("command"), Command)
 
 
@@ -49,7 +49,7 @@ def test_the_core_names_no_harness() -> None:
 
 def test_an_unknown_harness_is_told_with_those_that_are_there() -> None:
     assert problems(agent(harness="vi")) == [
-        ("harness", 'no harness "vi" is installed (installed: claude-code, command)')
+        ("harness", 'no harness "vi" is installed (installed: claude-code, codex, command)')
     ]
 
 

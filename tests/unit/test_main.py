@@ -99,7 +99,7 @@ def test_settings_of_a_harness_that_is_not_there_are_warned_of(tmp_path: Path) -
     config.chmod(0o600)
     warnings = [problem for problem in main.load(config).warnings if problem.key != "agents"]
     assert [(problem.key, problem.fatal) for problem in warnings] == [("harnesses.claud-code", False)]
-    assert "installed: claude-code, command" in warnings[0].text
+    assert "installed: claude-code, codex, command" in warnings[0].text
 
 
 def test_the_default_config_is_the_systems_or_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,21 @@ class TestFolders:
         assert (paths.state / ".claude/settings.json").read_text() == "{}"
         assert [mode_of(paths.state / ".claude"), mode_of(paths.discord)] == [0o700, 0o700]
 
+    def test_in_one_that_is_closed_nothing_else_stays(self, paths: Paths) -> None:
+        rules = paths.state / ".x/rules"
+        plan = dataclasses.replace(plan_of(paths, File(rules / "ours", "x")), closed=(rules,))
+        assert build(plan, paths) == []
+        (rules / "theirs").write_text("y")
+        (rules / "folder").mkdir()
+        (rules / "link").symlink_to("/etc")
+        warnings = build(plan, paths)
+        assert warnings == [
+            f"{rules}/{name} is none of ours, and is now {rules.parent}/rules-{name}.forge-saved-1"
+            for name in ("folder", "link", "theirs")
+        ]
+        assert names_in(rules) == ["ours"]
+        assert build(plan, paths) == []
+
     @pytest.mark.parametrize("obstacle", ["link", "file"])
     def test_what_an_agent_put_in_the_place_of_one_is_moved_aside(self, paths: Paths, obstacle: str) -> None:
         """A link to ~/.claude would have us write the user's own settings; an error would lock the agent out."""

@@ -25,6 +25,8 @@ from forge_supervisor.harness.claude_code import (
     settings,
     transcripts,
 )
+from forge_supervisor.harness.granted import server_secrets
+from forge_supervisor.harness.reading import read_json
 from forge_supervisor.secrets import SecretRef
 
 if TYPE_CHECKING:
@@ -79,9 +81,7 @@ class ClaudeCode:
                     yield Problem(key, text, fatal=False)
 
     def secrets(self, granted: Library) -> Iterable[SecretRef]:
-        for name, server in granted.mcp_servers.items():
-            for variable, file in server.secrets.items():
-                yield SecretRef(f"mcp_servers.{name}.secrets.{variable}", variable, file)
+        yield from server_secrets(granted)
         for name, bot in granted.discord.bots.items():
             yield SecretRef(f"discord.bots.{name}.token_file", discord.TOKEN, bot.token_file)
 
@@ -144,7 +144,7 @@ class ClaudeCode:
     def transcripts(self, agent: Agent, paths: Paths) -> Iterable[Path]:
         return transcripts.files(agent, paths)
 
-    def usage_in(self, line: bytes) -> MessageUsage | None:
+    def usage_in(self, line: bytes, transcript: Path) -> MessageUsage | None:  # noqa: ARG002 - each line says it all
         return transcripts.usage_in(line)
 
 
@@ -179,7 +179,7 @@ def _forgotten_failures(subject: Subject, paths: Paths) -> Iterator[JsonSeed]:
         names_of_plugins.add("discord")
     file = login.config_home(subject.env, paths) / "mcp-needs-auth-cache.json"
     failed = [
-        key for key in login.read_json(file) if key.startswith("plugin:") and key.split(":")[1] in names_of_plugins
+        key for key in read_json(file) if key.startswith("plugin:") and key.split(":")[1] in names_of_plugins
     ]
     if failed:
         yield JsonSeed(file, {}, Path(f"{file}.lock"), ("plugins", "discord_bot"), frozenset(failed))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Seen, Window
@@ -20,9 +20,10 @@ from forge_supervisor.harness.claude_code.login import (
     CREDENTIAL_VARIABLES,
     config_home,
     has_credentials,
-    open_regular,
     stored_login,
 )
+from forge_supervisor.harness.reading import open_regular
+from forge_supervisor.harness.reporting import report_command
 from forge_supervisor.pidfd import birth
 
 if TYPE_CHECKING:
@@ -57,17 +58,12 @@ _MOST_BYTES = 1 << 20
 
 
 def hook(subject: Subject) -> dict[str, Any]:
-    return {"type": "command", "command": _command(subject), "timeout": _TIMEOUT_SEC}
+    return {"type": "command", "command": report_command(subject), "timeout": _TIMEOUT_SEC}
 
 
 def status_line(subject: Subject) -> dict[str, Any]:
     """Have claude tell what it would show of the context window and the limits; it shows nothing."""
-    return {"type": "command", "command": _command(subject)}
-
-
-def _command(subject: Subject) -> str:
-    # Of a hook that fails claude tells in the conversation.
-    return f"{shlex.join(subject.report)} >/dev/null 2>&1 || :"
+    return {"type": "command", "command": report_command(subject)}
 
 
 def watched(subject: Subject, paths: Paths, pid: int) -> tuple[Path, ...]:
@@ -75,20 +71,21 @@ def watched(subject: Subject, paths: Paths, pid: int) -> tuple[Path, ...]:
 
 
 def observe(subject: Subject, paths: Paths, pid: int) -> Seen | None:
-    login = {"login": _login(subject, paths), "login_fix": f"sudo -iu {subject.agent.run_as} claude, then /login"}
+    login_fix = f"sudo -iu {subject.agent.run_as} claude, then /login"
+    seen = partial(Seen, login=_login(subject, paths), login_fix=login_fix)
     try:
         with open_regular(_session_file(subject, paths, pid)) as file:
             session = json.loads(file.read(_MOST_BYTES))
         if not _is_of(session, pid):
-            return Seen(Doing.STARTING, **login)
+            return seen(Doing.STARTING)
         if session.get("parkedJobId"):
             # What is typed then begins another session.
-            return Seen(Doing.WAITING, "its session is in the background, and claude shows others", **login)
+            return seen(Doing.WAITING, "its session is in the background, and claude shows others")
         # In a state that we have never heard of it has something to do.
         doing = _DOING.get(session["status"], Doing.WORKING)
-        return Seen(doing, str(session.get("waitingFor") or "")[:_LONGEST], **login)
+        return seen(doing, str(session.get("waitingFor") or "")[:_LONGEST])
     except (FileNotFoundError, KeyError):
-        return Seen(Doing.STARTING, **login)
+        return seen(Doing.STARTING)
     except (OSError, ValueError, RecursionError, TypeError, AttributeError):
         return None
 

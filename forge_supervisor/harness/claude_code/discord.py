@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, JsonSeed, find_program
 from forge_supervisor.harness.claude_code import grants, login
+from forge_supervisor.harness.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def files(bot: DiscordBot, paths: Paths) -> Iterator[File]:
     if bot.access is None:
         return
     file = paths.discord / "access.json"
-    content = _access(bot.access, login.read_json(file))
+    content = _access(bot.access, read_json(file))
     yield File(file, json.dumps(content, indent=2) + "\n", ("discord_bot",))
 
 
@@ -68,7 +69,7 @@ def seeds(subject: Subject, paths: Paths) -> Iterator[JsonSeed]:
     chats'. What was last heard of them is kept for each account, for a day.
     """
     file = login.config_file(subject.env, paths)
-    account = login.read_json(file).get("oauthAccount")
+    account = read_json(file).get("oauthAccount")
     identifier = account.get("accountUuid") if isinstance(account, dict) else None
     if isinstance(identifier, str):
         heard = {"grove_enabled": False, "timestamp": time.time_ns() // 1_000_000}
@@ -105,7 +106,7 @@ def _second_copies(subject: Subject, paths: Paths) -> Iterator[Problem]:
 
 
 def _is_installed(home: Path) -> bool:
-    plugins = login.read_json(home / "plugins/installed_plugins.json").get("plugins")
+    plugins = read_json(home / "plugins/installed_plugins.json").get("plugins")
     installed = plugins.get(PLUGIN) if isinstance(plugins, dict) else None
     places = [entry.get("installPath") for entry in installed or [] if isinstance(entry, dict)]
     return any(isinstance(place, str) and os.path.isfile(Path(place) / grants.MANIFEST) for place in places)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config import Problem
-from forge_supervisor.harness import File, Link, expand_home, find_program
-from forge_supervisor.harness.claude_code.login import config_home, read_json
+from forge_supervisor.harness import File, Link, expand_home
+from forge_supervisor.harness.claude_code.login import config_home
+from forge_supervisor.harness.granted import directory_problems, server_problems, skill_problems, source_of
+from forge_supervisor.harness.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +64,7 @@ def _catalog(granted: Library) -> str:
 def links(subject: Subject, paths: Paths) -> Iterator[Link]:
     """Link each skill into the agent's directory, under the name by which it was granted."""
     for name, skill in subject.granted.skills.items():
-        yield Link(paths.state / ".claude/skills" / name, _source(skill.source, paths), (f"skills.{name}",))
+        yield Link(paths.state / ".claude/skills" / name, source_of(skill.source, paths), (f"skills.{name}",))
     if "user-skills" in subject.agent.inherit:
         for source in _users_skills(subject, paths):
             if source.name not in subject.granted.skills:
@@ -81,23 +83,18 @@ def _users_skills(subject: Subject, paths: Paths) -> list[Path]:
 def plugin_directories(granted: Library, paths: Paths) -> Iterator[Path]:
     """List the plugins' directories."""
     for plugin in granted.plugins.values():
-        yield _source(plugin.source, paths)
+        yield source_of(plugin.source, paths)
 
 
 def problems(subject: Subject, paths: Paths) -> Iterator[Problem]:
     """Find what was granted and is not there. Claude starts without it, and without a word."""
     granted, user = subject.granted, subject.agent.run_as
-    for name, skill in granted.skills.items():
-        yield from _directory_problems(f"skills.{name}.source", _source(skill.source, paths), Path("SKILL.md"), user)
-    for name, server in granted.mcp_servers.items():
-        try:
-            find_program(server.command, paths.search, home=paths.home)
-        except LookupError as error:
-            yield Problem(f"mcp_servers.{name}.command", str(error))
+    yield from skill_problems(granted, paths, user)
+    yield from server_problems(granted, paths)
     names: dict[str, str] = {}
     for name, plugin in granted.plugins.items():
-        key, directory = f"plugins.{name}.source", _source(plugin.source, paths)
-        found = list(_directory_problems(key, directory, MANIFEST, user))
+        key, directory = f"plugins.{name}.source", source_of(plugin.source, paths)
+        found = list(directory_problems(key, directory, MANIFEST, user))
         yield from found
         if not found:
             yield from _manifest_problems(name, key, directory, names)
@@ -107,14 +104,6 @@ def plugin_name(directory: Path) -> str | None:
     """Read the name in a plugin's manifest; None if claude would not take it."""
     name = read_json(directory / MANIFEST).get("name")
     return name if isinstance(name, str) and _PLUGIN_NAME.fullmatch(name) else None
-
-
-def _directory_problems(key: str, directory: Path, needed: Path, user: str) -> Iterator[Problem]:
-    # Not Path.is_dir and its kin, which raise where a user may not look.
-    if not os.path.isdir(directory):
-        yield Problem(key, f"{directory} is no directory that {user} can see (namei -l {directory})")
-    elif not os.access(directory / needed, os.R_OK) or not os.path.isfile(directory / needed):
-        yield Problem(key, f"{directory} has no {needed} that {user} can read (is it the right directory?)")
 
 
 def _manifest_problems(name: str, key: str, directory: Path, names: dict[str, str]) -> Iterator[Problem]:
@@ -127,7 +116,3 @@ def _manifest_problems(name: str, key: str, directory: Path, names: dict[str, st
     if other != name:
         text = f'is the plugin "{manifest_name}", as plugins.{other} is, and claude would mix them (grant only one)'
         yield Problem(key, text)
-
-
-def _source(source: str, paths: Paths) -> Path:
-    return Path(expand_home(source, paths.home))

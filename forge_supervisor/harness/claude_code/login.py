@@ -5,14 +5,12 @@ They are read in place and never copied: one login serves all agents of a Linux 
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.harness import JsonSeed
+from forge_supervisor.harness.reading import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 CREDENTIAL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")
 MANAGED_SETTINGS = Path("/etc/claude-code/managed-settings.json")
-MOST_READ_BYTES = 64 * 1024 * 1024
 
 
 def answers(subject: Subject, paths: Paths) -> JsonSeed:
@@ -80,34 +77,6 @@ def _program(subject: Subject, plan: LaunchPlan) -> Iterator[str]:
     if chosen := subject.env.get("CLAUDE_CONFIG_DIR"):
         yield from ("env", f"CLAUDE_CONFIG_DIR={chosen}")
     yield plan.argv[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what the user may have put there: nothing that is no regular file (a FIFO blocks), and no end of it."""
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def read_text(path: Path) -> str:
-    """Read it likewise; what cannot be read is empty."""
-    try:
-        with open_regular(path) as file:
-            return file.read(MOST_READ_BYTES).decode()
-    except (OSError, ValueError):
-        return ""
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open it likewise. Raises OSError."""
-    # O_NONBLOCK: open(2) of a FIFO waits for a writer otherwise.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "is no regular file")
-    return os.fdopen(fd, "rb")
 
 
 def config_file(env: Mapping[str, str], paths: Paths) -> Path:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from forge_supervisor.config import Problem
+from forge_supervisor.harness.granted import refused_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -147,6 +148,4 @@ def server_problems(names: Iterable[str]) -> Iterator[Problem]:
 
 def option_problems(arguments: Iterable[str]) -> Iterator[Problem]:
     """Refuse options that are set by other keys, or that break what those promise."""
-    for argument in arguments:
-        if why := _OPTIONS.get(argument.partition("=")[0]):
-            yield Problem("extra_args", f"{argument.partition('=')[0]} cannot be given here ({why})")
+    return refused_options(arguments, _OPTIONS)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from forge_supervisor.harness import File
 from forge_supervisor.harness.claude_code import transcripts
-from forge_supervisor.harness.claude_code.login import config_home, open_regular, read_text
+from forge_supervisor.harness.claude_code.login import config_home
+from forge_supervisor.harness.reading import open_regular, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,7 +12,9 @@ from forge_supervisor.config import Problem
 from forge_supervisor.harness import File, expand_home
 from forge_supervisor.harness.claude_code import activity, sessions
 from forge_supervisor.harness.claude_code.discord import PLUGIN
-from forge_supervisor.harness.claude_code.login import MANAGED_SETTINGS, config_home, read_json
+from forge_supervisor.harness.claude_code.login import MANAGED_SETTINGS, config_home
+from forge_supervisor.harness.reading import read_json
+from forge_supervisor.harness.reporting import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,8 +67,8 @@ def launch_file(paths: Paths) -> Path:
 
 def files(subject: Subject, paths: Paths) -> Iterator[File]:
     """Make the settings of the launch and those of the agent's own directory."""
-    yield File(launch_file(paths), _as_text(_of_the_launch(subject, paths)), _LAUNCH_KEYS)
-    yield File(paths.state / ".claude/settings.json", _as_text(_own(subject.agent)), _OWN_KEYS)
+    yield File(launch_file(paths), as_json(_of_the_launch(subject, paths)), _LAUNCH_KEYS)
+    yield File(paths.state / ".claude/settings.json", as_json(_own(subject.agent)), _OWN_KEYS)
 
 
 def _own(agent: Agent) -> dict[str, Any]:
@@ -219,7 +221,3 @@ def barrier(paths: Paths) -> tuple[Path, ...]:
     place = paths.state / ".git"
     there = os.path.lexists(place) and (place.is_symlink() or not os.path.isdir(place))
     return () if there else (place,)
-
-
-def _as_text(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, indent=2) + "\n"

@@ -80,7 +80,7 @@ class Well:
     def transcripts(self, agent: Any, paths: Any) -> Any:
         return [Path("/etc/hostname")]
 
-    def usage_in(self, line: bytes) -> Any:
+    def usage_in(self, line: bytes, transcript: Path) -> Any:
         return None
 
 

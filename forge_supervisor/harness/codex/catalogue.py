@@ -1,0 +1,55 @@
+"""The models that an installed codex knows of, as it tells them itself, without asking anybody."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 10.0
+"""Seconds; it takes about a tenth of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    efforts: tuple[str, ...]
+    upgrade: str
+    """The one that codex would have the user change to, by a dialog whose first answer is yes; may be empty."""
+
+
+def of(program: Path) -> dict[str, Model]:
+    """List them by name; none if it cannot be asked."""
+    try:
+        return _of(str(program), os.stat(program).st_mtime_ns)  # noqa: PTH116 - one like the other
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
+
+
+@lru_cache(maxsize=4)
+def _of(program: str, _mtime: int) -> dict[str, Model]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        answer = subprocess.run(
+            [program, "debug", "models", "--bundled"],
+            cwd=home,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            env={"HOME": home, "CODEX_HOME": home, "PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"},
+        )
+    models = json.loads(answer.stdout).get("models", [])
+    return {str(model["slug"]): _model(model) for model in models if isinstance(model, dict) and "slug" in model}
+
+
+def _model(model: dict[str, Any]) -> Model:
+    upgrade = model.get("upgrade")
+    levels = model.get("supported_reasoning_levels") or []
+    return Model(
+        efforts=tuple(str(level["effort"]) for level in levels if isinstance(level, dict) and "effort" in level),
+        upgrade=str(upgrade.get("model") or "") if isinstance(upgrade, dict) else "",
+    )
