@@ -119,10 +119,12 @@ def test_what_the_api_refuses_is_no_crash(lab: Lab, failure: Json, activity: str
         assert said in blocked["problem"]
         assert blocked["fix"]
         lab.doing("scout", activity)
-    lab.say("scout", "three")
+    lab.forgectl("send", "scout", "three")
     assert lab.event("agent_recovered", "scout")["activity"] == activity
-    lab.see("scout", "ECHO [from forge] go on")
-    lab.doing("scout", "idle")
+    # Who has had an answer goes on already.
+    lab.forgectl("send", "scout", "four")
+    lab.see("scout", "ECHO four")
+    assert "[from forge] go on" not in lab.screen("scout")
     assert sum(event["event"] == "agent_blocked" for event in lab.events()) == 1, "it is told once"
     not_restarted(lab)
 

@@ -35,7 +35,7 @@ def config(number: int) -> str:
     binaries = [f'[harnesses.{kind}]\nbinary = "{os.environ[variable]}"\n' for kind, variable in PROGRAMS.items()]
     agents = [agent(kind, n) for kind in KINDS for n in range(EACH)]
     extra = [f'[agents.extra]\nrun_as = "{USERS[0]}"\nharness = "command"\ncommand = ["/bin/sleep", "infinity"]\n']
-    delay = f"[defaults]\nrestart = {{policy = \"always\", delay_sec = 0.{2 + number % 3}, limit_burst = 100000}}\n"
+    delay = f'[defaults]\nrestart = {{policy = "always", delay_sec = 0.{2 + number % 3}, limit_burst = 100000}}\n'
     return "".join([delay, *binaries, *agents, *extra[: number % 2]])
 
 

@@ -43,7 +43,7 @@ def test_a_harness_from_elsewhere_is_as_good(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_core_names_no_harness() -> None:
     core = [path for path in Path(harness.__file__).parents[1].rglob("*.py") if "harness" not in path.parts]
     assert core
-    naming = [path.name for path in core if re.search("claude[-_]code", path.read_text())]
+    naming = [path.name for path in core if re.search(r"claude[-_]code|\bcodex\b", path.read_text())]
     assert naming == ["config.py"], "the default of a key, and what it says of it"
 
 

@@ -44,7 +44,8 @@ def files(subject: Subject, paths: Paths, program: Path) -> Iterator[File]:
     home = login.home_of(paths)
     # It goes before an AGENTS.md, which the agent could write.
     yield File(home / "AGENTS.override.md", _instructions(subject, paths), ("role",))
-    yield File(home / "config.toml", toml.written(_config(subject, paths, program)))
+    origin = ("inherit", "permissions", *(f"mcp_servers.{name}" for name in subject.granted.mcp_servers))
+    yield File(home / "config.toml", toml.written(_config(subject, paths, program)), origin)
     yield permissions.rules_file(subject.agent, home)
 
 
