@@ -31,6 +31,6 @@ def test_transient_units_of_a_new_user_are_in_the_journal(bare_machine: Machine)
 
 
 def test_run_as_a_user_has_its_identity_and_nothing_of_our_environment(bare_machine: Machine) -> None:
-    uid = bare_machine.add_user("stranger")
-    shown = bare_machine.run("sh", "-c", "id -u; env | grep -v ^_= | cut -d = -f 1 | sort", user="stranger").stdout
+    uid = bare_machine.add_user("passer-by")
+    shown = bare_machine.run("sh", "-c", "id -u; env | grep -v ^_= | cut -d = -f 1 | sort", user="passer-by").stdout
     assert shown.split() == [str(uid), "HOME", "LANG", "LOGNAME", "PATH", "PWD", "USER"]
