@@ -135,6 +135,23 @@ def test_stop_leaves_no_process_of_any_agent(users: Machine) -> None:
     assert users.run("systemctl", "list-units", "--plain", "--no-legend", "forge-*.service").stdout == ""
 
 
+def test_a_stop_right_after_the_start_leaves_no_unit_failed(users: Machine) -> None:
+    """On a loaded machine /bin/true has not been executed yet, and systemd ends it: for a oneshot no clean end."""
+    drop_in = "/run/systemd/system/forge-agents.service.d/slow.conf"
+    users.write(CONFIG, TWO)
+    users.write(drop_in, "[Service]\nExecStart=\nExecStart=/bin/sleep infinity\n")
+    users.run("systemctl", "daemon-reload")
+    try:
+        users.run("systemctl", "start", UNIT)
+        users.wait_for("UNIT=forge-agents.service", until=lambda entry: entry.get("JOB_TYPE") == "start")
+        users.run("systemctl", "stop", UNIT)
+        assert users.property("forge-agents.service", "ActiveState") == "inactive"
+    finally:
+        users.run("rm", drop_in)
+        users.run("systemctl", "daemon-reload")
+        users.run("systemctl", "reset-failed", "forge-agents.service", check=False)
+
+
 def test_a_user_attaches_types_detaches_and_the_agent_runs_on(two: Machine) -> None:
     before = two.processes("lefty")
     with terminal(two, "sudo -iu lefty tmux -L forge attach -t agent-left") as at:
