@@ -114,7 +114,8 @@ def shrink(systemd: Systemd, verdict: Verdict) -> Verdict:
     """Return the simplest scenario of which the two still differ. Greedy: all simpler ones are asked at once."""
     for _ in range(STEPS_TO_SHRINK):
         candidates = [each for each in oracle_scenario.simpler(verdict.asked) if oracle_scenario.wrong(each) is None]
-        differing = [each for each in judge(systemd, candidates, tries=2) if each.differs]
+        judged = judge(systemd, candidates, tries=1)
+        differing = [each for each in judged if each.differs and each.seen.late is None]
         if not differing:
             break
         verdict = differing[0]

@@ -278,10 +278,7 @@ def without(items: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
 
 def simpler(scenario: Scenario) -> Iterator[Scenario]:
     """All scenarios that are one step simpler, the boldest steps first."""
-    if scenario.until > TICK:
-        for until in sorted({scenario.until // 2 // TICK * TICK, scenario.until - TICK} - {0}):
-            kept = tuple(operation for operation in scenario.operations if operation.at < until)
-            yield replace(scenario, operations=kept, until=until)
+    yield from _sooner_over(scenario)
     for operations in without(scenario.operations):
         yield replace(scenario, operations=operations)
     for lives in without(scenario.lives):
@@ -293,7 +290,19 @@ def simpler(scenario: Scenario) -> Iterator[Scenario]:
             changed: dict[str, Any] = {name: fewer}
             yield replace(scenario, rules=replace(scenario.rules, **changed))
     for at, life in enumerate(scenario.lives):
+        for lasts in (0, TICK):
+            if lasts < life.lasts < FOREVER:
+                yield _with_life(scenario, at, replace(life, lasts=lasts))
         yield from _reset(life, Life(), lambda life, at=at: _with_life(scenario, at, life))  # type: ignore[misc]
+
+
+def _sooner_over(scenario: Scenario) -> Iterator[Scenario]:
+    for until in sorted({scenario.until // 2 // TICK * TICK, scenario.until - TICK} - {0}):
+        kept = tuple(operation for operation in scenario.operations if operation.at < until)
+        yield replace(scenario, operations=kept, until=until)
+    if idle := min((operation.at for operation in scenario.operations), default=0):
+        sooner = tuple(replace(operation, at=operation.at - idle) for operation in scenario.operations)
+        yield replace(scenario, operations=sooner)
 
 
 def _reset(value: T, usual: T, use: Callable[[T], Scenario]) -> Iterator[Scenario]:

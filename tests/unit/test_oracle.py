@@ -134,6 +134,18 @@ def test_a_difference_is_brought_down_to_what_it_is_of() -> None:
         assert "* " in str(simplest)
 
 
+def test_what_it_is_of_may_need_a_start_and_an_end() -> None:
+    def no_failure(_: Scenario, seen: Seen) -> Seen:
+        kept = [each for each in seen.events if not isinstance(each, Look) or each.result == "success"]
+        return replace(seen, events=kept)
+
+    operations = (START, Operation(7, "reset-failed"), Operation(33, "restart"))
+    lives = (Life(), Life(lasts=10, ends=Status(1)))
+    (verdict,) = oracle_lab.judge(StandIn(no_failure), [Scenario(Rules(policy="always"), lives, operations)])
+    simplest = oracle_lab.shrink(StandIn(no_failure), verdict).asked
+    assert simplest == Scenario(lives=(Life(lasts=0, ends=Status(1)),), until=TICK)
+
+
 def test_a_difference_is_told_side_by_side() -> None:
     scenario = Scenario(Rules(policy="no"), (Life(lasts=0, ends=SIGPIPE),), until=TICK)
     (verdict,) = oracle_lab.judge(StandIn(no_pipes), [scenario])
