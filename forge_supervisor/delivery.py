@@ -14,8 +14,8 @@ import structlog
 from forge_supervisor import events, harness
 from forge_supervisor.activity import Doing
 from forge_supervisor.handshake import LaunchError
-from forge_supervisor.keyboard import typeable
 from forge_supervisor.memory import State
+from forge_supervisor.typeable import typeable
 from forge_supervisor.worker.client import WorkerError
 from forge_supervisor.worker.messages import Send
 

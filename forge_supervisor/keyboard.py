@@ -18,6 +18,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from forge_supervisor.tmux_client import TerminalError
+from forge_supervisor.typeable import typeable
 
 if TYPE_CHECKING:
     from forge_supervisor.tmux_client import Client
@@ -68,14 +69,6 @@ class Keyboard:
             with contextlib.suppress(TerminalError):
                 self._client.cmd("delete-buffer", "-b", name)
             raise
-
-
-def typeable(text: str) -> str:
-    """Leave out control characters: an escape sequence would end the paste, and act on the program."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
-    text = "".join(char for char in text if char in "\n\t" or char.isprintable())
-    # Programs take a backslash before Enter for a line that goes on.
-    return f"{text} " if text.endswith("\\") else text
 
 
 def _wait_until_read(tty: str, complaint: str, pause: float = _PAUSE) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import forge_supervisor.lean  # noqa: F401 - before all that loads what it does
+
+# isort: split
 import argparse
 import asyncio
 import dataclasses
@@ -12,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import forge_supervisor.lean_structlog  # noqa: F401 - before all that loads it
 from forge_supervisor import check, config, daemon, harness, journal, units, version
 from forge_supervisor.memory import Memory, begins_anew
 from forge_supervisor.runtime import UnusableRuntimeError, only_one, runtime_directory, state_directory

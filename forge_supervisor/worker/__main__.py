@@ -5,6 +5,9 @@ It answers requests until the socket ends, and ends with it. It holds no state t
 
 from __future__ import annotations
 
+import forge_supervisor.lean  # noqa: F401 - before all that loads what it does
+
+# isort: split
 import asyncio
 import os
 import socket
