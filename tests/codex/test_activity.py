@@ -129,6 +129,17 @@ def test_what_the_api_refuses_is_no_crash(lab: Lab, failure: Json, activity: str
     not_restarted(lab)
 
 
+def test_without_any_connection_codex_goes_on_trying(lab: Lab) -> None:
+    """Trap: that never ends, and nothing but its screen tells of it; it goes on by itself when there is one again."""
+    lab.start({"scout": {"env": {**lab.keyed("scout"), "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}}})
+    lab.doing("scout", "idle")
+    lab.say("scout", "hello")
+    lab.see("scout", "waiting for network", patience=60)
+    lab.doing("scout", "working")
+    assert lab.show("scout")["activity"] == "working"
+    not_restarted(lab)
+
+
 def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
     lab.start({"scout": {}, "idler": {}})
     lab.doing("idler", "idle")
