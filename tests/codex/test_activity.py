@@ -179,3 +179,17 @@ def test_a_message_as_soon_as_it_has_started(lab: Lab) -> None:
     lab.event("agent_started", "scout")
     lab.forgectl("send", "scout", "hello")
     lab.see("scout", "ECHO hello")
+
+
+def test_ten_at_once_have_each_its_own_key(lab: Lab) -> None:
+    names = [f"scout-{number}" for number in range(10)]
+    lab.start({name: {"ready_timeout_sec": 120} for name in names}, patience=120)
+    for name in names:
+        lab.event("agent_ready", name, patience=120)
+        lab.forgectl("send", name, f"{name} speaking")
+    for name in names:
+        lab.see(name, f"ECHO {name} speaking")
+    said = {lab.said(request).rpartition("\n")[2]: bearer for request, bearer in lab.authorized()}
+    for name in names:
+        assert said[f"{name} speaking"] == f"Bearer {lab.keyed(name)['OPENAI_API_KEY']}"
+    assert not [event for event in lab.events() if event["event"] == "agent_blocked"]
