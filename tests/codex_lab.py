@@ -92,6 +92,12 @@ class Lab(harness_lab.Lab):
         """Return what each request was authorized by."""
         return [json.loads(path.read_bytes()) for path in sorted(self.requests_in.glob("*.key"))]
 
+    def authorized(self) -> list[tuple[Json, str]]:
+        """Return the agents' own requests, each with what it was authorized by."""
+        files = sorted(self.requests_in.glob("*.json"))
+        both = [(json_of(file), json.loads(file.with_suffix(".key").read_bytes())) for file in files]
+        return [(request, bearer) for request, bearer in both if not is_for_a_title(request)]
+
     def words(self) -> list[Json]:
         """Return the requests of the agents themselves, without those for titles."""
         return [request for request in self.requests() if not is_for_a_title(request)]

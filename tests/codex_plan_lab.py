@@ -24,6 +24,8 @@ SCRIPT = f"""case $1 in
 debug) cat <<'END'
 {MODELS}
 END
+    ;;
+sandbox) [ ! -e "$0.no-sandbox" ] || {{ printf 'a warning\\nbwrap: no\\n' >&2; exit 1; }} ;;
 esac"""
 
 

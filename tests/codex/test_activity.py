@@ -129,6 +129,17 @@ def test_what_the_api_refuses_is_no_crash(lab: Lab, failure: Json, activity: str
     not_restarted(lab)
 
 
+def test_without_any_connection_codex_goes_on_trying(lab: Lab) -> None:
+    """Trap: that never ends, and nothing but its screen tells of it; it goes on by itself when there is one again."""
+    lab.start({"scout": {"env": {**lab.keyed("scout"), "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}}})
+    lab.doing("scout", "idle")
+    lab.say("scout", "hello")
+    lab.see("scout", "waiting for network", patience=60)
+    lab.doing("scout", "working")
+    assert lab.show("scout")["activity"] == "working"
+    not_restarted(lab)
+
+
 def test_it_is_all_known_to_the_next_supervisor(lab: Lab) -> None:
     lab.start({"scout": {}, "idler": {}})
     lab.doing("idler", "idle")
@@ -168,3 +179,17 @@ def test_a_message_as_soon_as_it_has_started(lab: Lab) -> None:
     lab.event("agent_started", "scout")
     lab.forgectl("send", "scout", "hello")
     lab.see("scout", "ECHO hello")
+
+
+def test_ten_at_once_have_each_its_own_key(lab: Lab) -> None:
+    names = [f"scout-{number}" for number in range(10)]
+    lab.start({name: {"ready_timeout_sec": 120} for name in names}, patience=120)
+    for name in names:
+        lab.event("agent_ready", name, patience=120)
+        lab.forgectl("send", name, f"{name} speaking")
+    for name in names:
+        lab.see(name, f"ECHO {name} speaking")
+    said = {lab.said(request).rpartition("\n")[2]: bearer for request, bearer in lab.authorized()}
+    for name in names:
+        assert said[f"{name} speaking"] == f"Bearer {lab.keyed(name)['OPENAI_API_KEY']}"
+    assert not [event for event in lab.events() if event["event"] == "agent_blocked"]

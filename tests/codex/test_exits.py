@@ -93,8 +93,7 @@ def test_two_agents_do_not_share_a_server_of_codexs(lab: Lab) -> None:
         lab.prompt(agent)
     for agent in ("scout", "herald"):
         lab.tell(agent, f"{agent} speaking")
-    requests = zip(lab.requests(), lab.bearers(), strict=True)
-    told = {lab.said(request).rpartition("\n")[2]: bearer for request, bearer in requests}
+    told = {lab.said(request).rpartition("\n")[2]: bearer for request, bearer in lab.authorized()}
     for agent in ("scout", "herald"):
         assert told[f"{agent} speaking"] == f"Bearer {lab.keyed(agent)['OPENAI_API_KEY']}"
     assert not running(lab, "app-server")

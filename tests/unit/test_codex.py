@@ -189,6 +189,20 @@ class TestModels:
         assert consulted(model="gpt-unheard-of") == ["model"]
 
 
+    def test_a_sandbox_that_cannot_be_made_is_told(self, paths: Paths) -> None:
+        def consulted(**permissions: Any) -> list[tuple[str, str]]:
+            subject = subject_of(permissions=permissions)
+            found = Codex().consult(subject, Codex().plan(subject, paths))
+            return [(problem.key, problem.text) for problem in found if not problem.fatal]
+
+        assert consulted(skip_prompts=False) == []
+        write(paths.home / ".local/bin/codex.no-sandbox", "")
+        assert consulted(skip_prompts=True) == []
+        ((key, text),) = consulted(skip_prompts=False)
+        assert key == "permissions.skip_prompts"
+        assert text.endswith("fail: bwrap: no")
+
+
 class TestRefused:
     def test_what_only_others_have(self) -> None:
         assert refused(discord_bot="x", plugins=("y",), cwd="/srv") == [

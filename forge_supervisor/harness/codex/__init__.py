@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor.config import Problem
-from forge_supervisor.harness import File, LaunchPlan, find_program, said_to
+from forge_supervisor.harness import File, LaunchPlan, find_program
 from forge_supervisor.harness.codex import (
     activity,
+    catalogue,
     consult,
     login,
     names,
@@ -122,7 +123,10 @@ class Codex:
         return sessions.unresumable(exit_, screen)
 
     def version(self, plan: LaunchPlan) -> str:
-        return said_to(plan.argv[0], "--version").strip().rpartition(" ")[2]
+        # Whatever it is asked, it makes itself a home.
+        answer = catalogue.asked(plan.argv[0], "--version")
+        answer.check_returncode()
+        return answer.stdout.strip().rpartition(" ")[2]
 
     def transcripts(self, agent: Agent, paths: Paths) -> Iterable[Path]:  # noqa: ARG002 - they are in its own home
         return rollouts.files(login.home_of(paths))

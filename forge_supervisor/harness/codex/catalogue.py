@@ -30,18 +30,26 @@ def of(program: Path) -> dict[str, Model]:
         return {}
 
 
-@lru_cache(maxsize=4)
-def _of(program: str, _mtime: int) -> dict[str, Model]:
+def asked(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it in an empty home, with next to no environment. Raises OSError and subprocess.SubprocessError."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        answer = subprocess.run(
-            [program, "debug", "models", "--bundled"],
+        return subprocess.run(
+            [program, *arguments],
             cwd=home,
             capture_output=True,
+            text=True,
+            errors="replace",
             timeout=TIMEOUT,
-            check=True,
+            check=False,
             stdin=subprocess.DEVNULL,
             env={"HOME": home, "CODEX_HOME": home, "PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"},
         )
+
+
+@lru_cache(maxsize=4)
+def _of(program: str, _mtime: int) -> dict[str, Model]:
+    answer = asked(program, "debug", "models", "--bundled")
+    answer.check_returncode()
     models = json.loads(answer.stdout).get("models", [])
     return {str(model["slug"]): _model(model) for model in models if isinstance(model, dict) and "slug" in model}
 
