@@ -7,6 +7,7 @@ nothing is written to the root directory below. It shares the network, and nothi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -31,6 +32,7 @@ MODULES = "/opt/forge-tests"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BOOT_TIMEOUT_SEC = 60.0
 
+_numbers = itertools.count()
 # $1: a directory; $2: the name of the machine; the rest: systemd-nspawn's arguments. Without a systemd outside, nobody
 # makes a cgroup for the machine, and two machines must not share one.
 BOOT = """
@@ -216,7 +218,8 @@ def booted(directory: Path) -> Iterator[Machine]:
 @contextlib.contextmanager
 def nspawn(root: Path, script: str, options: Sequence[str], *, files: Path) -> Iterator[Machine]:
     """Boot a machine by `script`, and power it off at the end. `files` is where its console's output goes."""
-    name = f"forge-test-{os.getpid()}"
+    # Two machines of one name would share a cgroup.
+    name = f"forge-test-{os.getpid()}-{next(_numbers)}"
     console = files / "console"
     notify = files / "notify"
     # The machine powers off even when the tests are killed. KILL would be too much: nspawn's child outlives it.
