@@ -41,7 +41,7 @@ def subject_of(
     new_id: str = NEW_EACH_TIME,
     **keys: Any,
 ) -> Subject:
-    """Make an agent that has been granted all of the library."""
+    """Make an agent that has been granted all of the library; secrets that are no server's are its own."""
     whole = Library.model_validate(library or {})
     granted = {
         "skills": tuple(whole.skills),
@@ -49,7 +49,9 @@ def subject_of(
         "mcp_servers": tuple(whole.mcp_servers),
         "discord_bot": next(iter(whole.discord.bots), None),
     }
-    agent = agent_of(**{**granted, **keys})
+    of_servers = {name for server in whole.mcp_servers.values() for name in server.secrets}
+    own = {name: f"/secrets/{name}" for name in secrets or () if name not in of_servers}
+    agent = agent_of(**{**granted, "secrets": own, **keys})
     return Subject(
         agent, whole.granted(agent), settings or HarnessSettings(), secrets or {}, fresh=fresh, new_id=new_id
     )

@@ -29,6 +29,10 @@ TITLE = "Generate a concise, single-line task title"
 """How the words begin with which codex has its model name a conversation."""
 
 
+LIMITS = {"x-codex-primary-used-percent": "95", "x-codex-primary-window-minutes": "300"}
+"""What an answer has with it when a subscription is nearly used up."""
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     log_directory: Path
@@ -82,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         if words.startswith("SLOW "):
             time.sleep(float(words.split()[1]))
         self.send_response(200)
+        for name, value in LIMITS.items() if words == "NEAR THE LIMIT" else ():
+            self.send_header(name, value)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()

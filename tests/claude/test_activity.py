@@ -324,6 +324,16 @@ def test_a_long_draft_goes_out_with_no_message(lab: Lab) -> None:
     assert "draft" not in said(lab.request("hello"))
 
 
+@pytest.mark.parametrize("keys", ["! e c h o", "a b c d Left Left"])
+def test_no_draft_becomes_part_of_a_message(lab: Lab, keys: str) -> None:
+    """Trap: Ctrl-U takes what is left of the cursor."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.tmux("send-keys", "-t", "=agent-scout:", *keys.split())
+    lab.forgectl("send", "scout", "hello there")
+    lab.see("scout", "ECHO hello there")
+
+
 def test_one_that_was_stopped_with_a_key_goes_on(lab: Lab) -> None:
     """Trap: after Ctrl-Z claude reads nothing, and there is no shell to say fg to."""
     lab.start({"scout": {}})

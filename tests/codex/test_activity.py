@@ -181,6 +181,35 @@ def test_a_message_as_soon_as_it_has_started(lab: Lab) -> None:
     lab.see("scout", "ECHO hello")
 
 
+@pytest.mark.parametrize("text", ["look at @README", "use $whistle", "ask @nobody\\"])
+def test_no_completion_takes_the_enter_of_a_message(lab: Lab, text: str) -> None:
+    """Trap: as long as a name is completed, Enter chooses one."""
+    lab.start({"scout": {}})
+    lab.give(lab.state_of("scout") / "README.md", "x")
+    lab.doing("scout", "idle")
+    lab.forgectl("send", "scout", text)
+    lab.request(text)
+
+
+@pytest.mark.parametrize("keys", ["! e c h o", "a b c d Left Left", "o n e C-j t w o Up Left"])
+def test_no_draft_becomes_part_of_a_message(lab: Lab, keys: str) -> None:
+    """Trap: Ctrl-U takes what is left of the cursor, and leaves the mode in which all is a command."""
+    lab.start({"scout": {}})
+    lab.doing("scout", "idle")
+    lab.tmux("send-keys", "-t", "=agent-scout:", *keys.split())
+    lab.forgectl("send", "scout", "hello there")
+    lab.see("scout", "ECHO hello there")
+
+
+def test_near_a_limit_no_other_model_is_offered(lab: Lab) -> None:
+    """Trap: a dialog, of which nothing tells, and a message would be the answer to it."""
+    lab.start({"scout": {"model": MODEL, "effort": "low"}})
+    lab.doing("scout", "idle")
+    lab.tell("scout", "NEAR THE LIMIT")
+    lab.forgectl("send", "scout", "hello there")
+    assert lab.request("hello there")["model"] == MODEL
+
+
 def test_ten_at_once_have_each_its_own_key(lab: Lab) -> None:
     names = [f"scout-{number}" for number in range(10)]
     lab.start({name: {"ready_timeout_sec": 120} for name in names}, patience=120)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from codex_plan_lab import config_of, home_of, plan_of, preflight
@@ -172,6 +172,33 @@ class TestGrants:
     def test_no_environment_is_written_for_commands_to_start_faster(self, paths: Paths) -> None:
         """Trap: a shell snapshot is a file, readable to all, with every variable in it."""
         assert config_of(paths)["features"]["shell_snapshot"] is False
+
+    def test_nothing_is_asked_that_a_message_would_answer(self, paths: Paths) -> None:
+        """Traps: what became of a paused goal, and whether to change to a cheaper model near a limit."""
+        config = config_of(paths)
+        assert config["features"]["goals"] is False
+        assert config["notice"]["hide_rate_limit_model_nudge"] is True
+
+    def test_a_skill_brings_no_servers(self, paths: Paths) -> None:
+        assert config_of(paths)["features"]["skill_mcp_dependency_install"] is False
+
+    def test_what_the_agent_may_have_written_for_its_environment_is_emptied(self, paths: Paths) -> None:
+        """Trap: codex reads .env in its home, and what stands there goes before what was declared."""
+        assert file_of(plan_of(paths), paths.state / ".codex/.env").text == ""
+
+
+class TestKeys:
+    LIBRARY: ClassVar[dict[str, Any]] = {
+        "mcp_servers": {"images": {"command": "x", "secrets": {"OPENAI_API_KEY": "/k", "OPENAI_BASE_URL": "/u"}}}
+    }
+    SECRETS: ClassVar[dict[str, str]] = {"OPENAI_API_KEY": "a server's", "OPENAI_BASE_URL": "http://elsewhere"}
+
+    def test_a_servers_key_is_not_the_agents(self, paths: Paths) -> None:
+        config = config_of(paths, library=self.LIBRARY, mcp_servers=("images",), secrets=self.SECRETS)
+        assert "model_provider" not in config
+        assert "openai_base_url" not in config
+        found = preflight(paths, library=self.LIBRARY, mcp_servers=("images",), secrets=self.SECRETS)
+        assert any("not logged in" in problem.text for problem in found)
 
 
 class TestModels:

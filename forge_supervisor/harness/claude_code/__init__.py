@@ -62,7 +62,8 @@ class ClaudeCode:
         }
     )
     requires = frozenset({"role"})
-    clearing_key = "\x15"  # Ctrl-U; what it takes away can be had back with Ctrl-Y
+    # Ctrl-K, Ctrl-U: both sides of the cursor; what they take away can be had back with Ctrl-Y.
+    clearing_key = "\x0b\x15"
     stop_exit_status = frozenset({143})  # it catches SIGTERM and exits with 128 + 15
 
     def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:

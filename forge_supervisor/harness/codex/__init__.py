@@ -60,7 +60,7 @@ class Codex:
         }
     )
     requires = frozenset({"role"})
-    clearing_key = "\x15"  # Ctrl-U
+    clearing_key = "\x0b\x15\x7f"  # Ctrl-K, Ctrl-U: both sides of the cursor; Backspace: the mode for commands, too
     reads_while_written = True
     stop_exit_status: frozenset[int] = frozenset()  # it dies of SIGTERM, which is clean
 
@@ -113,7 +113,7 @@ class Codex:
         if Path(plan.argv[0]).name == _LAUNCHER:
             text = f"{plan.argv[0]} is a launcher without its program beside it: exit codes and signals are then node's"
             yield Problem("", f"{text} (npm install -g @openai/codex)", fatal=False)
-        if not login.stands_for(subject.env, paths):
+        if not login.stands_for(login.own(subject), paths):
             yield Problem("", f"not logged in: run `{login.command(subject, plan)}`", fatal=False)
 
     def consult(self, subject: Subject, plan: LaunchPlan) -> Iterable[Problem]:

@@ -72,7 +72,7 @@ def watched(paths: Paths, pid: int) -> tuple[Path, ...]:
 def observe(subject: Subject, paths: Paths, pid: int) -> Seen | None:
     seen = partial(
         Seen,
-        login=login.stands_for(subject.env, paths),
+        login=login.stands_for(login.own(subject), paths),
         login_fix=f"sudo -iu {subject.agent.run_as} codex login --device-auth, then restart the agent",
     )
     locks, logs = _held(pid)

@@ -46,6 +46,12 @@ def users_file(paths: Paths) -> Path:
     return users_home(paths) / "auth.json"
 
 
+def own(subject: Subject) -> dict[str, str]:
+    """Return the agent's variables without those of its servers, which may well be keys to the same API."""
+    agent = subject.agent
+    return {name: value for name, value in subject.env.items() if name in agent.env or name in agent.secrets}
+
+
 def provider(env: Mapping[str, str]) -> dict[str, Any]:
     """Make the settings by which codex finds its API."""
     url = env.get(BASE_URL)

@@ -26,6 +26,11 @@ _RESERVED = frozenset({"codex_apps", "codex_tui"})
 _NEVER = "would undo what keeps the agent to what was declared"
 _ELSEWHERE = "the agent would run where nobody watches it"
 _OTHERWISE = "the agent would do something else than wait at its prompt"
+_COMMANDS = (
+    "a", "agents", "app-server", "apply", "archive", "cloud", "completion", "debug", "delete", "doctor", "e", "exec",
+    "features", "help", "login", "logout", "mcp", "mcp-server", "plugin", "queue", "remote-control", "review",
+    "sandbox", "update",
+)  # fmt: skip
 _OPTIONS = {
     "--add-dir": "use add_dirs",
     "--approve-for-me": "use permissions",
@@ -46,8 +51,10 @@ _OPTIONS = {
     "-s": "use permissions",
     "--worktree": _ELSEWHERE,
     **dict.fromkeys(("resume", "fork"), "use resume"),
-    **dict.fromkeys(("agents", "app-server", "e", "exec", "login", "logout", "mcp", "queue", "review"), _OTHERWISE),
+    **dict.fromkeys(_COMMANDS, _OTHERWISE),
 }
+_SHORT = ("-a", "-C", "-m", "-p", "-s")
+"""Of these options, those to which a value may be glued."""
 
 
 def effort_problems(effort: str) -> Iterator[Problem]:
@@ -86,4 +93,5 @@ def server_problems(granted: Library) -> Iterator[Problem]:
 
 def option_problems(arguments: Iterable[str]) -> Iterator[Problem]:
     """Refuse options that are set by other keys, or that break what those promise."""
-    return refused_options(arguments, _OPTIONS)
+    glued = [word[:2] if word[:2] in _SHORT else word for word in arguments]
+    return refused_options(glued, _OPTIONS)

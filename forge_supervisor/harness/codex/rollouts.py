@@ -25,6 +25,9 @@ _KIND = re.compile(rb'"type":"(session_meta|turn_context)"')
 _EVENT = re.compile(rb'"type":"event_msg","payload":\{"type":"(task_started|task_complete|turn_aborted|token_count)"')
 _BEGINNING = 200
 """Bytes of a line in which it says what it is."""
+_LONGEST_LINE = 16 << 20
+_MOST_AT_ONCE = 256 << 20
+"""Bytes that are read for one look; what is left is read for the next."""
 _MOST_KEPT = 64
 
 
@@ -91,13 +94,16 @@ def read(path: Path) -> Rollout:
         known = _kept.pop(path, None)
         if known is None or known.inode != status.st_ino or known.offset > status.st_size:
             known = Rollout(status.st_ino)
-        file.seek(known.offset)
-        for line in file:
-            if not line.endswith(b"\n"):
+        begun = file.seek(known.offset)
+        while line := file.readline(_LONGEST_LINE):
+            if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
                 # It is still being written.
                 break
+            # Of one that is longer no piece but the first says what it is, and none can be read.
             known.take(line)
             known.offset += len(line)
+            if file.tell() - begun > _MOST_AT_ONCE:
+                break
     _kept[path] = known
     while len(_kept) > _MOST_KEPT:
         _kept.popitem(last=False)
@@ -109,7 +115,7 @@ def files(home: Path) -> Iterator[Path]:
 
 
 def is_there(home: Path, session: str) -> bool:
-    return any((home / "sessions").glob(f"*/*/*/rollout-*-{session}.jsonl"))
+    return any(path.is_file() for path in (home / "sessions").glob(f"*/*/*/rollout-*-{session}.jsonl"))
 
 
 def entry_of(line: bytes) -> dict[str, Any]:

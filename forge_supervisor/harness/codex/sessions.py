@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ID = re.compile(rollouts.ID)
 # Without blanks, as a narrow terminal breaks lines.
-_UNRESUMABLE = re.compile(rf"NosavedsessionfoundwithID{rollouts.ID}")
+_UNRESUMABLE = re.compile(rf"NosavedsessionfoundwithID{rollouts.ID}|thread/resumefailed:")
 
 
 def file_of(paths: Paths) -> Path:

@@ -34,6 +34,10 @@ _FEATURES = {
     "plugins": False,
     # It writes all of the environment into a file, secrets too, so that commands start faster.
     "shell_snapshot": False,
+    # A goal that was paused, or has hit a limit, is asked about at the next start, and a message would be the answer.
+    "goals": False,
+    # A skill could have servers started that nobody has declared.
+    "skill_mcp_dependency_install": False,
     # Other prices, by a default that may change.
     "fast_mode": False,
 }
@@ -47,6 +51,8 @@ def files(subject: Subject, paths: Paths, program: Path) -> Iterator[File]:
     origin = ("inherit", "permissions", *(f"mcp_servers.{name}" for name in subject.granted.mcp_servers))
     yield File(home / "config.toml", toml.written(_config(subject, paths, program)), origin)
     yield permissions.rules_file(subject.agent, home)
+    # What an agent writes there would go before what was declared.
+    yield File(home / ".env", "")
 
 
 def links(subject: Subject, paths: Paths) -> Iterator[Link]:
@@ -73,10 +79,14 @@ def _config(subject: Subject, paths: Paths, program: Path) -> dict[str, Any]:
         "cli_auth_credentials_store": "file",
         # It would read /etc/profile, which sets another PATH than the agent's.
         "allow_login_shell": False,
-        **login.provider(subject.env),
+        **login.provider(login.own(subject)),
         **permissions.search(agent),
         "features": _FEATURES,
-        "notice": {"model_migrations": _migrations(subject, program)},
+        "notice": {
+            "model_migrations": _migrations(subject, program),
+            # Near a limit it would offer a cheaper model, and a message would be the answer.
+            "hide_rate_limit_model_nudge": True,
+        },
         "projects": {place: {"trust_level": "trusted"} for place in places},
         "skills": _skills(subject, paths),
         "shell_environment_policy": _environment_of_commands(subject),
