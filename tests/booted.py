@@ -274,7 +274,8 @@ def _power_off(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             os.kill(int(child), signal.SIGKILL)
-        process.wait()
+        # A process of the machine whose parent is outside of it, and does not ask for it, keeps it for ever.
+        process.wait(60)
 
 
 def _remove_cgroups(name: str) -> None:
