@@ -192,4 +192,5 @@ def test_a_deployment_and_all_that_follows(fresh: Machine) -> None:
 
 
 def test_no_document_is_left_out() -> None:
-    assert {file.stem for file in (ROOT / "docs").glob("*.md")} == {"migrating", *DEPLOYED}
+    with_commands = {file.stem for file in (ROOT / "docs").glob("*.md") if any(commands(file))}
+    assert with_commands == {"migrating", *DEPLOYED}
