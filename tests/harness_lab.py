@@ -99,7 +99,8 @@ class Lab:
         self.home.mkdir(mode=0o755)
         os.chown(self.home, self.uid, self.uid)
         port_file = self._directory / "port"
-        server = [sys.executable, "-I", str(self.api), str(port_file), str(self.requests_in)]
+        # Not -I: it has a module beside it.
+        server = [sys.executable, "-E", "-s", str(self.api), str(port_file), str(self.requests_in)]
         self._api = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", BEGIN, "sh", *server])
         wait_for(port_file.exists, "the stand-in for the API does not start")
         self._port = port_file.read_text()
@@ -416,3 +417,17 @@ def lab_of(kind: type[LabT]) -> Iterator[LabT]:
             yield made
         finally:
             made.end()
+
+
+def command_lines() -> list[bytes]:
+    """Return those of all processes."""
+    lines = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            lines.append((process / "cmdline").read_bytes())
+    return lines
+
+
+def contents(directory: Path) -> list[bytes]:
+    """Return those of all files below a directory."""
+    return [path.read_bytes() for path in directory.rglob("*") if path.is_file()]

@@ -12,72 +12,47 @@ when the answer has been given. As long as there is LOGDIR/failure, requests end
 
 from __future__ import annotations
 
-import itertools
 import json
 import secrets
-import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import stand_in
+from stand_in import keep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-Json = dict[str, Any]
+    from stand_in import Json
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    log_directory: Path
-    numbers: Iterator[int]
+class Handler(stand_in.Handler):
+    def do_GET(self) -> None:  # noqa: N802 - its name in http.server
+        self.answer(404, self.refusal({"type": "not_found_error", "message": self.path}))
 
-    def do_GET(self) -> None:
-        self._answer(404, {"type": "error", "error": {"type": "not_found_error", "message": self.path}})
-
-    def do_HEAD(self) -> None:
+    def do_HEAD(self) -> None:  # noqa: N802 - its name in http.server
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+    def do_POST(self) -> None:  # noqa: N802 - its name in http.server
+        raw = self.body()
         path = self.path.partition("?")[0]
         if path == "/v1/messages/count_tokens":
-            self._answer(200, {"input_tokens": 1})
+            self.answer(200, {"input_tokens": 1})
         elif path == "/v1/messages":
             request = json.loads(raw)
             number = next(self.numbers)
-            self._keep(number, request)
-            if failure := self._failure():
-                self._fail(failure)
+            keep(self.log_directory / f"{number:04}.json", request)
+            if self.fails():
                 return
             self._reply(request, usage_of(number))
             keep(self.log_directory / f"{number:04}.usage", {"model": request["model"], **usage_of(number)})
         else:
             self.do_GET()
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _failure(self) -> Json:
-        try:
-            failure: Json = json.loads((self.log_directory / "failure").read_bytes())
-        except FileNotFoundError:
-            return {}
-        return failure
-
-    def _fail(self, failure: Json) -> None:
-        if failure.get("reset"):
-            self.close_connection = True
-            self.connection.close()
-            return
-        self._answer(
-            failure["status"], {"type": "error", "error": failure["error"]}, headers=failure.get("headers", {})
-        )
-
-    def _keep(self, number: int, request: Json) -> None:
-        keep(self.log_directory / f"{number:04}.json", request)
+    def refusal(self, error: Json) -> Json:
+        return {"type": "error", "error": error}
 
     def _reply(self, request: Json, usage: Json) -> None:
         block = answer_to(request)
@@ -95,28 +70,12 @@ class Handler(BaseHTTPRequestHandler):
             "usage": usage | {"output_tokens": 1},
         }
         if not request.get("stream"):
-            self._answer(200, message | {"content": blocks, "stop_reason": end, "usage": usage})
+            self.answer(200, message | {"content": blocks, "stop_reason": end, "usage": usage})
             return
         words = last_words(request)
         if words.startswith("SLOW "):
             time.sleep(float(words.split()[1]))
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        for event in events(message, blocks, end, usage["output_tokens"]):
-            self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
-        self.close_connection = True
-
-    def _answer(self, status: int, body: Json, headers: Mapping[str, str] | None = None) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+        self.stream(events(message, blocks, end, usage["output_tokens"]))
 
 
 def events(message: Json, blocks: list[Json], end: str, output_tokens: int) -> Iterator[Json]:
@@ -148,12 +107,6 @@ def usage_of(number: int) -> Json:
     }
 
 
-def keep(path: Path, content: Json) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
-
-
 def answer_to(request: Json) -> Json:
     """Return the block that answers a request."""
     words = last_words(request)
@@ -180,8 +133,8 @@ def new_results(request: Json) -> list[Json]:
 
 def last_words(request: Json) -> str:
     """Return the last line that the user said."""
-    texts = [text for message in request["messages"] if message["role"] == "user" for text in texts_of(message)]
-    return texts[-1].strip().rpartition("\n")[2] if texts else ""
+    by_user = (message for message in request["messages"] if message["role"] == "user")
+    return stand_in.last_line([text for message in by_user for text in texts_of(message)])
 
 
 def texts_of(message: Json) -> list[str]:
@@ -191,16 +144,5 @@ def texts_of(message: Json) -> list[str]:
     return [block["text"] for block in content if block["type"] == "text"]
 
 
-def main() -> None:
-    port_file, log_directory = map(Path, sys.argv[1:])
-    Handler.log_directory = log_directory
-    Handler.numbers = itertools.count(1)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    partial = port_file.with_suffix(".partial")
-    partial.write_text(str(server.server_port))
-    partial.rename(port_file)
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    stand_in.serve(Handler)

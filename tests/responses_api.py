@@ -12,43 +12,37 @@ is answered in that time. Of what else it is asked for, LOGDIR/asked has a line 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import secrets
-import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import stand_in
+from stand_in import keep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-Json = dict[str, Any]
+    from stand_in import Json
+
 TITLE = "Generate a concise, single-line task title"
 """How the words begin with which codex has its model name a conversation."""
-
-
 LIMITS = {"x-codex-primary-used-percent": "95", "x-codex-primary-window-minutes": "300"}
 """What an answer has with it when a subscription is nearly used up."""
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    log_directory: Path
-    numbers: Iterator[int]
-
-    def do_GET(self) -> None:
+class Handler(stand_in.Handler):
+    def do_GET(self) -> None:  # noqa: N802 - its name in http.server
         with (self.log_directory / "asked").open("a") as asked:
             asked.write(f"{self.command} {self.path}\n")
         if self.headers.get("Upgrade"):
             # Codex prefers a websocket, and does without one at once if it is told so in this way.
-            self._answer(426, {})
+            self.answer(426, {})
             return
-        self._answer(404, {"error": {"message": self.path, "type": "invalid_request_error", "code": "not_found"}})
+        self.answer(404, {"error": {"message": self.path, "type": "invalid_request_error", "code": "not_found"}})
 
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+    def do_POST(self) -> None:  # noqa: N802 - its name in http.server
+        raw = self.body()
         if self.path.partition("?")[0] != "/v1/responses":
             self.do_GET()
             return
@@ -56,55 +50,20 @@ class Handler(BaseHTTPRequestHandler):
         number = next(self.numbers)
         keep(self.log_directory / f"{number:04}.key", self.headers.get("Authorization"))
         keep(self.log_directory / f"{number:04}.json", request)
-        if failure := self._failure():
-            self._fail(failure)
+        if self.fails():
             return
         # Whoever is killed, or interrupted, has nothing of its answer.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._reply(request, usage_of(number))
             keep(self.log_directory / f"{number:04}.usage", {"model": request["model"], **usage_of(number)})
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _failure(self) -> Json:
-        try:
-            failure: Json = json.loads((self.log_directory / "failure").read_bytes())
-        except FileNotFoundError:
-            return {}
-        return failure
-
-    def _fail(self, failure: Json) -> None:
-        if failure.get("reset"):
-            self.close_connection = True
-            self.connection.close()
-            return
-        self._answer(failure["status"], {"error": failure["error"]}, headers=failure.get("headers", {}))
-
     def _reply(self, request: Json, usage: Json) -> None:
         words = last_words(request)
         if words.startswith("SLOW "):
             time.sleep(float(words.split()[1]))
-        self.send_response(200)
-        for name, value in LIMITS.items() if words == "NEAR THE LIMIT" else ():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
         response = {"id": f"resp_{secrets.token_hex(8)}", "object": "response", "model": request["model"]}
-        for event in events(response, answer_to(request), usage):
-            self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
-        self.close_connection = True
-
-    def _answer(self, status: int, body: Json, headers: Mapping[str, str] | None = None) -> None:
-        raw = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
+        headers = LIMITS if words == "NEAR THE LIMIT" else None
+        self.stream(events(response, answer_to(request), usage), headers)
 
 
 def events(response: Json, item: Json, usage: Json) -> Iterator[Json]:
@@ -129,12 +88,6 @@ def usage_of(number: int) -> Json:
         "output_tokens_details": {"reasoning_tokens": number % 5},
         "total_tokens": cached + written + fresh + output,
     }
-
-
-def keep(path: Path, content: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
 
 
 def answer_to(request: Json) -> Json:
@@ -174,8 +127,7 @@ def new_results(request: Json) -> list[Json]:
 
 def last_words(request: Json) -> str:
     """Return the last line that the user said."""
-    texts = [text for item in request["input"] for text in texts_of(item, "user")]
-    return texts[-1].strip().rpartition("\n")[2] if texts else ""
+    return stand_in.last_line([text for item in request["input"] for text in texts_of(item, "user")])
 
 
 def texts_of(item: Json, *roles: str) -> list[str]:
@@ -185,16 +137,5 @@ def texts_of(item: Json, *roles: str) -> list[str]:
     return [content] if isinstance(content, str) else [block["text"] for block in content if "text" in block]
 
 
-def main() -> None:
-    port_file, log_directory = map(Path, sys.argv[1:])
-    Handler.log_directory = log_directory
-    Handler.numbers = itertools.count(1)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    partial = port_file.with_suffix(".partial")
-    partial.write_text(str(server.server_port))
-    partial.rename(port_file)
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    stand_in.serve(Handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from channel_lab import flags_on, install
-from harness_lab import wait_for
+from harness_lab import command_lines, contents, wait_for
 
 if TYPE_CHECKING:
     from claude_lab import Lab
@@ -81,15 +80,3 @@ def test_an_api_key_from_a_file_is_a_login(lab: Lab) -> None:
     lab.say("scout", "[from test] hello")
     lab.see("scout", "ECHO [from test] hello")
     assert not [event for event in lab.events() if "not logged in" in json.dumps(event)]
-
-
-def command_lines() -> list[bytes]:
-    lines = []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            lines.append((process / "cmdline").read_bytes())
-    return lines
-
-
-def contents(directory: Path) -> list[bytes]:
-    return [path.read_bytes() for path in directory.rglob("*") if path.is_file()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codex_lab import MODEL
-from harness_lab import wait_for
+from harness_lab import command_lines, contents, wait_for
 
 if TYPE_CHECKING:
     from codex_lab import Lab
@@ -84,15 +83,3 @@ def test_explain_equals_what_really_runs(lab: Lab) -> None:
         elif path.name not in {"config.toml", "hooks.json"}:
             assert path.read_text() == written["text"]
     assert explained["env"]["CODEX_HOME"] == str(lab.home_of("scout"))
-
-
-def command_lines() -> list[bytes]:
-    lines = []
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            lines.append((process / "cmdline").read_bytes())
-    return lines
-
-
-def contents(directory: Path) -> list[bytes]:
-    return [path.read_bytes() for path in directory.rglob("*") if path.is_file()]
