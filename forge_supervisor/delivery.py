@@ -89,23 +89,16 @@ class Delivery:
         turns_ended = observation.turns_ended
         async with _beginning(observation) as began:
             await self._type(life, text, observation.program.clearing_key)
-            if not observation.has_reported:
-                await self._until_it_works(observation)
-                return
-            await _confirm(began, text)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHOWN_WITHIN):
+            # Hooks may be forbidden, or be those of an earlier version of ours: then its files alone can confirm it.
+            if is_told := observation.has_reported:
+                await _confirm(began, text)
+        try:
+            async with asyncio.timeout(SHOWN_WITHIN if is_told else CONFIRMED_WITHIN):
                 while observation.is_idle and observation.turns_ended == turns_ended:
                     await self._observer.change()
-
-    async def _until_it_works(self, observation: Observation) -> None:
-        """Confirm by its files alone: its hooks may be forbidden, or be those of an earlier version of ours."""
-        try:
-            async with asyncio.timeout(CONFIRMED_WITHIN):
-                while observation.is_idle and not observation.turns_ended:
-                    await self._observer.change()
         except TimeoutError:
-            raise UndeliveredError(_NOT_TAKEN) from None
+            if not is_told:
+                raise UndeliveredError(_NOT_TAKEN) from None
 
     def go_on(self, observation: Observation) -> None:
         """Tell an agent that goes on with an earlier session what it is to be told then, if anything."""

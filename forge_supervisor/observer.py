@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from forge_supervisor import events, harness, journal
+from forge_supervisor import events, harness, journal, shown
 from forge_supervisor.activity import Activity, Doing, Tracker
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.mailbox import Mailbox
@@ -24,11 +23,10 @@ from forge_supervisor.worker.client import WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import Capture, Observe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from forge_supervisor.activity import Gauges, Reported, Seen
+    from forge_supervisor.activity import Reported
     from forge_supervisor.agent import Lifecycle
-    from forge_supervisor.config import Agent
     from forge_supervisor.mailbox import Letter
     from forge_supervisor.supervisor import Supervisor
     from forge_supervisor.worker.messages import Observed
@@ -46,7 +44,6 @@ ENDS_WITHIN = 10.0
 _QUIET = 0.05
 """Seconds between two looks at one session."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_SHOWN = 300
 _MOST_COMPLAINTS = 20
 
 
@@ -213,7 +210,7 @@ class Observer:
         except TimeoutError:
             raise WorkerError(f"nobody has looked at its files within {FIRST_LOOK:g} s") from None
         was_current, observation.is_current, observation.problem = observation.is_current, True, ""
-        observation.tracker.saw(_cleaned_seen(observation.agent, seen.seen()), time.time())
+        observation.tracker.saw(shown.of_seen(observation.agent, seen.seen()), time.time())
         self._update(observation)
         if not was_current:
             self._tell_change()
@@ -243,7 +240,7 @@ class Observer:
             log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
 
     def _take(self, observation: Observation, reported: Reported) -> None:
-        observation.tracker.heard(_cleaned(observation.agent, reported), time.time())
+        observation.tracker.heard(shown.of_reported(observation.agent, reported), time.time())
         ends = reported.turn in {"ended", "failed"}
         observation.turns_ended += ends
         observation.goes_on = reported.turn == "ended" or (observation.goes_on and not ends)
@@ -350,8 +347,8 @@ class Observer:
 
     async def _look_at_screen(self, observation: Observation) -> None:
         try:
-            shown = await self._screen(observation)
-            observation.tracker.is_overdue(_summed_up(shown) or "it is not at its prompt, and shows nothing")
+            screen = await self._screen(observation)
+            observation.tracker.is_overdue(shown.summed_up(screen) or "it is not at its prompt, and shows nothing")
             self._update(observation)
         except Exception:
             log.exception("supervisor_fault", agent=observation.agent.name, run_as=observation.agent.run_as)
@@ -376,42 +373,3 @@ class Observer:
     def _warn(self, observation: Observation, problem: str) -> None:
         agent = observation.agent
         self.emit(events.AgentWarning(agent=agent.name, run_as=agent.run_as, key="", problem=problem))
-
-
-def _cleaned(agent: Agent, reported: Reported) -> Reported:
-    """Make what an agent's user says fit to be shown: a terminal would do what it is told in between."""
-    trouble = _cleaned_trouble(agent, reported.trouble)
-    return replace(reported, trouble=trouble, gauges=_cleaned_gauges(agent, reported.gauges))
-
-
-def _cleaned_seen(agent: Agent, seen: Seen) -> Seen:
-    detail, login_fix = (_in_one_line(agent, text) for text in (seen.detail, seen.login_fix))
-    failed, gauges = _cleaned_trouble(agent, seen.failed), _cleaned_gauges(agent, seen.gauges)
-    return replace(seen, detail=detail, login_fix=login_fix, failed=failed, gauges=gauges)
-
-
-def _cleaned_trouble(agent: Agent, trouble: Activity | None) -> Activity | None:
-    if trouble is None:
-        return None
-    detail, fix = (_in_one_line(agent, text) for text in (trouble.detail, trouble.fix))
-    return replace(trouble, detail=detail, fix=fix)
-
-
-def _cleaned_gauges(agent: Agent, gauges: Gauges | None) -> Gauges | None:
-    if gauges is None:
-        return None
-    return replace(gauges, windows=tuple(replace(one, name=_in_one_line(agent, one.name)) for one in gauges.windows))
-
-
-def _in_one_line(agent: Agent, text: str) -> str:
-    return " ".join(journal.shown(agent.run_as, text).split())
-
-
-def _summed_up(lines: Iterable[str]) -> str:
-    """Put the words of a screen into one line; what is drawn around them says nothing."""
-    words = (" ".join(filter(_says_something, line.split())) for line in lines)
-    return " · ".join(filter(None, words))[:_SHOWN]
-
-
-def _says_something(word: str) -> bool:
-    return any(char.isalnum() for char in word)

@@ -257,18 +257,30 @@ def said_to(program: str, argument: str, **env: str) -> str:
 
     Raises OSError and subprocess.SubprocessError.
     """
-    answer = subprocess.run(
-        [program, argument],
+    answer = run_bare([program, argument], env)
+    answer.check_returncode()
+    return answer.stdout
+
+
+def run_bare(
+    argv: Sequence[str], env: Mapping[str, str], *, cwd: Path | None = None, timeout: float = 10.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with nothing to read and next to no environment but `env`; `timeout` is in seconds.
+
+    Raises OSError and subprocess.SubprocessError.
+    """
+    return subprocess.run(
+        argv,
+        cwd=cwd,
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=10,
-        check=True,
+        timeout=timeout,
+        check=False,
         stdin=subprocess.DEVNULL,
         # An npm install is a script for the node beside it.
-        env={"PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", **env},
+        env={"PATH": f"{Path(argv[0]).parent}:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", **env},
     )
-    return answer.stdout
 
 
 def _is_executable(path: str | Path) -> bool:

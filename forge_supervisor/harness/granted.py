@@ -1,4 +1,4 @@
-"""What every harness does with what an agent was granted: find it, as the agent's user, or tell that it is missing."""
+"""What every harness does with what an agent was granted, and given: find it, as its user, or tell what is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forge_supervisor.harness import expand_home, find_program
 from forge_supervisor.secrets import SecretRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from forge_supervisor.config import Library
     from forge_supervisor.harness import Paths
@@ -53,6 +53,12 @@ def directory_problems(key: str, directory: Path, needed: Path, user: str) -> It
         yield Problem(key, f"{directory} is no directory that {user} can see (namei -l {directory})")
     elif not os.access(directory / needed, os.R_OK) or not os.path.isfile(directory / needed):
         yield Problem(key, f"{directory} has no {needed} that {user} can read (is it the right directory?)")
+
+
+def effort_problems(effort: str, efforts: Sequence[str]) -> Iterator[Problem]:
+    """Refuse an effort that the program does not have: it would ignore it, or pass it on to an API that refuses it."""
+    if effort not in efforts:
+        yield Problem("effort", f'"{effort}" is no effort level (use one of {", ".join(efforts)})')
 
 
 def refused_options(arguments: Iterable[str], refused: Mapping[str, str]) -> Iterator[Problem]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 
 from forge_supervisor.harness.claude_code import names
+from forge_supervisor.harness.granted import effort_problems
 
 
 @pytest.mark.parametrize("effort", names.EFFORTS)
 def test_the_efforts_that_claude_knows(effort: str) -> None:
-    assert list(names.effort_problems(effort)) == []
+    assert list(effort_problems(effort, names.EFFORTS)) == []
 
 
 @pytest.mark.parametrize("effort", ["bogus", "MAX", "max "])
 def test_an_effort_that_claude_would_ignore_in_silence(effort: str) -> None:
-    (problem,) = names.effort_problems(effort)
+    (problem,) = effort_problems(effort, names.EFFORTS)
     assert (problem.key, problem.fatal) == ("effort", True)
     assert problem.text == f'"{effort}" is no effort level (use one of low, medium, high, xhigh, max)'
 

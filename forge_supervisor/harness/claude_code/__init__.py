@@ -25,7 +25,7 @@ from forge_supervisor.harness.claude_code import (
     settings,
     transcripts,
 )
-from forge_supervisor.harness.granted import server_secrets
+from forge_supervisor.harness.granted import effort_problems, server_secrets
 from forge_supervisor.harness.reading import read_json
 from forge_supervisor.secrets import SecretRef
 
@@ -68,7 +68,7 @@ class ClaudeCode:
 
     def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:
         permissions = agent.permissions
-        yield from names.effort_problems(agent.effort)
+        yield from effort_problems(agent.effort, names.EFFORTS)
         yield from names.model_problems(agent.model)
         yield from names.rule_problems("allowed_tools", agent.allowed_tools, allow=True)
         yield from names.rule_problems("permissions.allow", permissions.allow, allow=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forge_supervisor.config import Problem
+from forge_supervisor.harness import run_bare
 from forge_supervisor.harness.claude_code.settings import QUIET
 
 if TYPE_CHECKING:
@@ -59,22 +60,11 @@ def _ask(subject: Subject, plan: LaunchPlan, home: Path) -> str:
     empty.mkdir()
     model = ["--model", agent.model] if agent.model is not None else []
     options = ["-p", "--bare", "--setting-sources", "project", "--settings", str(settings), *model]
-    return subprocess.run(
-        [plan.argv[0], *options, "--", "x"],
-        cwd=empty,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=TIMEOUT,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={
-            **QUIET,
-            "HOME": str(home),
-            "CLAUDE_CONFIG_DIR": str(home),
-            "PATH": f"{Path(plan.argv[0]).parent}:/usr/local/bin:/usr/bin:/bin",
-            "LC_ALL": "C.UTF-8",
-            "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
-            "CLAUDE_CODE_MAX_RETRIES": "0",
-        },
-    ).stderr
+    env = {
+        **QUIET,
+        "HOME": str(home),
+        "CLAUDE_CONFIG_DIR": str(home),
+        "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+    }
+    return run_bare([plan.argv[0], *options, "--", "x"], env, cwd=empty, timeout=TIMEOUT).stderr

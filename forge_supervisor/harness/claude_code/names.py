@@ -62,12 +62,6 @@ _OPTIONS = {
 }
 
 
-def effort_problems(effort: str) -> Iterator[Problem]:
-    """Refuse an effort that claude ignores without a word."""
-    if effort not in EFFORTS:
-        yield Problem("effort", f'"{effort}" is no effort level (use one of {", ".join(EFFORTS)})')
-
-
 def model_problems(model: str | None) -> Iterator[Problem]:
     """Refuse what cannot be a model, and warn of what claude starts with all the same, by guessing."""
     if model is None:

@@ -25,7 +25,7 @@ from forge_supervisor.harness.codex import (
     settings,
     transcripts,
 )
-from forge_supervisor.harness.granted import server_secrets
+from forge_supervisor.harness.granted import effort_problems, server_secrets
 from forge_supervisor.harness.reporting import as_json
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Codex:
     stop_exit_status: frozenset[int] = frozenset()  # it dies of SIGTERM, which is clean
 
     def check(self, agent: Agent, granted: Library) -> Iterable[Problem]:
-        yield from names.effort_problems(agent.effort)
+        yield from effort_problems(agent.effort, names.EFFORTS)
         yield from names.model_problems(agent.model)
         yield from names.inherit_problems(agent)
         yield from names.server_problems(granted)

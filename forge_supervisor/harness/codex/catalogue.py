@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 10.0
-"""Seconds; it takes about a tenth of one."""
+from forge_supervisor.harness import run_bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +32,7 @@ def of(program: Path) -> dict[str, Model]:
 def asked(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run it in an empty home, with next to no environment. Raises OSError and subprocess.SubprocessError."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        return subprocess.run(
-            [program, *arguments],
-            cwd=home,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env={"HOME": home, "CODEX_HOME": home, "PATH": f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"},
-        )
+        return run_bare([program, *arguments], {"HOME": home, "CODEX_HOME": home}, cwd=Path(home))
 
 
 @lru_cache(maxsize=4)

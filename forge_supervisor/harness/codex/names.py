@@ -57,12 +57,6 @@ _SHORT = ("-a", "-C", "-m", "-p", "-s")
 """Of these options, those to which a value may be glued."""
 
 
-def effort_problems(effort: str) -> Iterator[Problem]:
-    """Refuse an effort that codex would pass on to an API that refuses it, turn by turn."""
-    if effort not in EFFORTS:
-        yield Problem("effort", f'"{effort}" is no effort level (use one of {", ".join(EFFORTS)})')
-
-
 def model_problems(model: str | None) -> Iterator[Problem]:
     """Refuse what cannot be a model, and warn of what is none of OpenAI's."""
     if model is None:
