@@ -59,6 +59,8 @@ def test_a_key_is_its_end(lab: Lab, keys: list[str]) -> None:
     lab.prompt("scout")
     # Just after the start, the first one is an end of what it still does then.
     lab.tell("scout", "hello")
+    # Its rollout has the end of a turn before its terminal knows of it, and until then the key is an end of the turn.
+    lab.see("scout", "Worked for")
     lab.tmux("send-keys", "-t", "=agent-scout:", *keys)
     exited = lab.event("agent_exited", "scout")
     assert (exited["exit_code"], exited["result"]) == (0, "success")

@@ -85,7 +85,8 @@ def test_each_user_sees_its_own_and_root_sees_all_across_restarts(service: Machi
     wait_for(lambda: service.property("forge-supervisor", "NRestarts") == "1", "it is not restarted")
     wait_for(lambda: service.property("forge-supervisor", "ActiveState") == "active", "it is not up")
     assert names(service) == {"spender", "miser"}
-    assert service.journal("EVENT=usage_problem") == []
+    invocation = service.property("forge-supervisor", "InvocationID")
+    assert service.journal("EVENT=usage_problem", f"_SYSTEMD_INVOCATION_ID={invocation}") == []
 
 
 def test_what_an_agent_used_last_is_read_when_it_ends_with_the_service(service: Machine) -> None:
