@@ -15,6 +15,7 @@ import sdnotify
 from forge_supervisor import config, events, journal, units
 from forge_supervisor.doors import Doors
 from forge_supervisor.feed import Feed
+from forge_supervisor.fleet import Fleet
 from forge_supervisor.guards import Guards
 from forge_supervisor.handshake import Handshake
 from forge_supervisor.observer import Observer
@@ -77,30 +78,31 @@ class Daemon:
         placement = units.detect(self._runtime)
         if not placement.holds:
             journal.log(events.WithoutSystemd())
-        self._supervisor = supervisor = Supervisor(
-            self._config,
+        emit = self._feed.emit
+        fleet = Fleet(
+            self._config.socket_name,
             placement=placement,
             handshake=self._handshake,
             store=self._store,
-            emit=self._feed.emit,
+            emit=emit,
             conceal=journal.conceal,
             changed=self._changed,
         )
-        observer = Observer(supervisor, self._feed.emit)
-        supervisor.activity_of, supervisor.troubles = observer.saved, observer.troubles
+        supervisor = Supervisor(self._config, fleet, placement=placement, store=self._store, emit=emit)
+        self._supervisor = supervisor
+        observer = Observer(fleet, emit)
+        fleet.activity_of, supervisor.troubles = observer.saved, observer.troubles
         self._collector = collector = Collector(
             lasting_directory() / NAME,
             self._prices(),
-            life_of=supervisor.lives.get,
-            realm_of=supervisor.realm_of,
-            emit=self._feed.emit,
+            life_of=fleet.lives.get,
+            realm_of=fleet.realm_of,
+            emit=emit,
             is_working=observer.is_working,
         )
-        supervisor.settled = collector.settle
+        fleet.settled = collector.settle
         observer.turn_ended = collector.turn_ended
-        guards = Guards(
-            collector, life_of=supervisor.lives.get, memory_of=placement.memory_of, emit=self._feed.emit
-        )
+        guards = Guards(collector, life_of=fleet.lives.get, memory_of=placement.memory_of, emit=emit)
         observer.became_idle, collector.counted = guards.is_idle, guards.counted
         reload = partial(self._reload_by_control, supervisor)
         doors = Doors(self._runtime, supervisor, placement, self._feed, reload, collector, observer)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from forge_supervisor.agent import Lifecycle
+    from forge_supervisor.fleet import Fleet
     from forge_supervisor.observation import Observation
     from forge_supervisor.observer import Observer
-    from forge_supervisor.supervisor import Supervisor
 
 log = structlog.get_logger()
 
@@ -47,8 +47,8 @@ class NotRunningError(Exception):
 
 
 class Delivery:
-    def __init__(self, supervisor: Supervisor, observer: Observer) -> None:
-        self._supervisor = supervisor
+    def __init__(self, fleet: Fleet, observer: Observer) -> None:
+        self._fleet = fleet
         self._observer = observer
         self._typing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """A worker has not many threads, and two messages at once would mix."""
@@ -147,7 +147,7 @@ class Delivery:
             await self._observer.change()
 
     async def _type(self, life: Lifecycle, text: str, clearing_key: str = "") -> None:
-        realm = self._supervisor.realm_of(life.agent.run_as)
+        realm = self._fleet.realm_of(life.agent.run_as)
         if realm.server_pid is None or life.state is not State.RUNNING or life.pid is None:
             raise NotRunningError
         name = life.agent.name

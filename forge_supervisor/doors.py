@@ -49,7 +49,7 @@ class Doors:
         self._feed = feed
         self._collector = collector
         self._observer = observer
-        self._delivery = Delivery(supervisor, observer)
+        self._delivery = Delivery(supervisor.fleet, observer)
         observer.goes_on = self._delivery.go_on
         self._office = Office(
             supervisor,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from forge_supervisor.activity import Reported
     from forge_supervisor.agent import Lifecycle
+    from forge_supervisor.fleet import Fleet
     from forge_supervisor.mailbox import Letter
-    from forge_supervisor.supervisor import Supervisor
     from forge_supervisor.worker.messages import Observed
 
 log = structlog.get_logger()
@@ -48,8 +48,8 @@ _MOST_COMPLAINTS = 20
 
 
 class Observer:
-    def __init__(self, supervisor: Supervisor, emit: Callable[[events.Event], None]) -> None:
-        self._supervisor = supervisor
+    def __init__(self, fleet: Fleet, emit: Callable[[events.Event], None]) -> None:
+        self._fleet = fleet
         self.emit = emit
         self._observed: dict[str, Observation] = {}
         self._mailbox = Mailbox(self._read)
@@ -89,7 +89,7 @@ class Observer:
 
     def heard(self, name: str | None, event: events.Event | None) -> None:
         """Take note of sessions that begin and end."""
-        life = None if name is None else self._supervisor.lives.get(name)
+        life = None if name is None else self._fleet.lives.get(name)
         if life is None or self._closed:
             return
         match event:
@@ -109,7 +109,7 @@ class Observer:
             last = SavedActivity()
         # A limit is the account's; what else was wrong, or has no end that is known, a new session may have put right.
         failed = last.failed if last.failed is not None and (last.failed.until or 0) > time.time() else None
-        resumed = self._supervisor.resumes(life.agent.name)
+        resumed = self._fleet.resumes(life.agent.name)
         return SavedActivity(failed=failed, told=last.told, told_at=last.told_at, resumed=resumed)
 
     async def change(self) -> None:
@@ -200,9 +200,9 @@ class Observer:
 
     async def _look_at(self, observation: Observation, pid: int, known: Observed | None) -> Observed:
         """Return when there is something else to see than what is known."""
-        realm = self._supervisor.realm_of(observation.agent.run_as)
+        realm = self._fleet.realm_of(observation.agent.run_as)
         self._mailbox.open(realm.user.uid)
-        secrets = self._supervisor.secrets_of(observation.agent.name)
+        secrets = self._fleet.secrets_of(observation.agent.name)
         request = Observe.of(observation.agent, secrets, pid, known)
         try:
             async with asyncio.timeout(FIRST_LOOK if known is None else None):
@@ -232,7 +232,7 @@ class Observer:
             return
         try:
             # A user speaks for its own agents alone.
-            if self._supervisor.realm_of(observation.agent.run_as).user.uid == uid:
+            if self._fleet.realm_of(observation.agent.run_as).user.uid == uid:
                 self._take(observation, observation.program.reported(told))
         except harness.BrokenHarnessError as error:
             self._complain(observation, error)
@@ -273,7 +273,7 @@ class Observer:
         # Before it is told to go on: rather never than twice.
         observation.resumed = observation.resumed and not goes_on
         if before != observation.activity or goes_on:
-            self._supervisor.note(observation.agent.name)
+            self._fleet.note(observation.agent.name)
         # What is wrong hides what it does from people, not from who waits to type.
         if before != observation.activity or goes_on or was_doing != observation.doing:
             self._tell_change()
@@ -356,7 +356,7 @@ class Observer:
     async def _screen(self, observation: Observation) -> list[str]:
         agent = observation.agent
         with contextlib.suppress(WorkerError, LaunchError):
-            realm = self._supervisor.realm_of(agent.run_as)
+            realm = self._fleet.realm_of(agent.run_as)
             if realm.server_pid is not None:
                 captured = await realm.ask(Capture(agent=agent.name, server=realm.server_pid))
                 return journal.shown(agent.run_as, "\n".join(captured.screen)).split("\n")

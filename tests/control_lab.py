@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from supervisor_lab import Bench
 
-from forge_supervisor import supervisor
+from forge_supervisor import fleet
 from forge_supervisor.control import NAME, server
 from forge_supervisor.control.desk import Office
 from forge_supervisor.control.peer import Peer
@@ -49,7 +49,7 @@ class Lab:
         self._rights: dict[int, Rights] = {}
         self._numbers = 0
         self.looked_up = 0
-        observer = Observer(bench.supervisor, bench.feed.emit)
+        observer = Observer(bench.supervisor.fleet, bench.feed.emit)
         self.server = Server(
             directory,
             Office(
@@ -58,7 +58,7 @@ class Lab:
                 bench.feed,
                 self._rights_of,
                 observer,
-                Delivery(bench.supervisor, observer),
+                Delivery(bench.supervisor.fleet, observer),
                 self._do_reload,
             ),
         )
@@ -188,7 +188,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: Config, scen
     async def scenario() -> Lab:
         bench = Bench(declared, Store(tmp_path))
         bench.monkeypatch = monkeypatch
-        monkeypatch.setattr(supervisor, "Session", bench.make)
+        monkeypatch.setattr(fleet, "Session", bench.make)
 
         async def no_server(*_: object) -> None: ...
 

@@ -14,6 +14,7 @@ from model_world import STAND_IN, Hand, Killed
 
 from forge_supervisor.config import Agent
 from forge_supervisor.declared import Declared
+from forge_supervisor.fleet import Fleet
 from forge_supervisor.memory import AT_REST, State
 from forge_supervisor.supervisor import Supervisor
 
@@ -87,15 +88,17 @@ class Daemon:
         handshake: Any = self.handshake
         placement: Any = FakePlacement(self.hand)
         self.placement: FakePlacement = placement
-        self.supervisor = Supervisor(
-            config,
+        store = FakeStore(self.hand, lab.disk)
+        fleet = Fleet(
+            config.socket_name,
             placement=placement,
             handshake=handshake,
-            store=FakeStore(self.hand, lab.disk),
+            store=store,
             emit=self._emit,
             conceal=lambda *_: None,
             changed=lambda _: None,
         )
+        self.supervisor = Supervisor(config, fleet, placement=placement, store=store, emit=self._emit)
         self.begin(self._serve())
 
     def begin(self, what: Coroutine[Any, Any, None]) -> None:
@@ -137,7 +140,7 @@ class Daemon:
     def faults(self) -> Iterable[str]:
         """Tell of tasks that have ended by a fault."""
         lives = self.supervisor.lives
-        tasks = [*self._serving, *(r._task for r in self.supervisor._runners.values() if r._task is not None)]
+        tasks = [*self._serving, *(r._task for r in self.supervisor.fleet._runners.values() if r._task is not None)]
         for task in tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 yield f"a task has ended by {error!r}"

@@ -15,7 +15,7 @@ from model_seams import Disk, FakePidfd, FakePlacement, FakeWorker
 from model_world import STAND_IN, USERS, Killed, World
 
 from forge_supervisor import agent as agent_module
-from forge_supervisor import events, realm, runner, session, supervisor, units
+from forge_supervisor import events, fleet, realm, runner, session, supervisor, units
 from forge_supervisor.agent import Lifecycle
 from forge_supervisor.config import Config
 from forge_supervisor.declared import Declared
@@ -57,10 +57,10 @@ class Lab:
         patch(realm, "shutil", SimpleNamespace(which=lambda *_, **__: "/usr/bin/tmux"))
         patch(units, "lookup", USERS.__getitem__)
         patch(session, "_command_line", self._command_line)
-        patch(supervisor, "boot_id", lambda: "this")
+        patch(fleet, "boot_id", lambda: "this")
         patch(Declared, "fingerprint", fingerprint)
         patch(agent_module, "uuid", SimpleNamespace(uuid4=self._invocation))
-        for module in (runner, supervisor, realm):
+        for module in (fleet, runner, supervisor, realm):
             patch(module, "log", SimpleNamespace(exception=self._complain, warning=self._complain))
         enter, reset = Lifecycle._enter, Lifecycle.reset_failed
 
@@ -305,9 +305,9 @@ class Lab:
             if account.must and name not in over.kept:
                 world.fault(f"{name} was to be started, as {account.must}, and is {life.state}")
             is_to_be = Declared.of(over.config.agents[name], over.config).fingerprint()
-            if life.state is State.RUNNING and over._fingerprints[name] != is_to_be and name not in over.kept:
+            if life.state is State.RUNNING and over.fleet.fingerprints[name] != is_to_be and name not in over.kept:
                 world.fault(f"{name} runs, and not as it is declared")
-            if over._declared[name].fingerprint() != is_to_be and name not in over.kept:
+            if over.fleet.declared[name].fingerprint() != is_to_be and name not in over.kept:
                 world.fault(f"{name} is to be started otherwise than it is declared")
             if account.stopped and account.sure and life.state is State.RUNNING:
                 world.fault(f"{name} was stopped, and runs")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from forge_supervisor import events, supervisor
+from forge_supervisor import events, fleet
 from forge_supervisor.config import Agent, Config, HarnessSettings
 from forge_supervisor.feed import Feed
+from forge_supervisor.fleet import Fleet
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.policy import Exit
 from forge_supervisor.saved import Saved, SavedSession, Store
@@ -108,8 +109,8 @@ class Bench:
         self.monkeypatch: pytest.MonkeyPatch
         self.placement = Scopeless()
         nothing: Any = None
-        self.supervisor = Supervisor(
-            config,
+        made = Fleet(
+            config.socket_name,
             placement=self.placement,
             handshake=nothing,
             store=store,
@@ -117,6 +118,7 @@ class Bench:
             conceal=lambda *_: None,
             changed=self.feed.changed,
         )
+        self.supervisor = Supervisor(config, made, placement=self.placement, store=store, emit=self._emit)
 
     def _emit(self, event: events.Event) -> None:
         self.events.append(event)
@@ -132,7 +134,7 @@ class Bench:
         """Have this one leave, and the next one start."""
         await self.supervisor.leave()
         other = Bench(config, self.store)
-        self.monkeypatch.setattr(supervisor, "Session", other.make)
+        self.monkeypatch.setattr(fleet, "Session", other.make)
         other.monkeypatch = self.monkeypatch
         await other.supervisor.start(self.saved())
         return other

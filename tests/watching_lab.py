@@ -53,15 +53,15 @@ class Watched:
         self._sights: deque[Observed | Exception] = deque()
         self._new = asyncio.Event()
         realm = SimpleNamespace(user=SimpleNamespace(uid=os.geteuid()), server_pid=2, ask=self._ask)
-        supervisor: Any = SimpleNamespace(
+        fleet: Any = SimpleNamespace(
             lives={"scout": self.life},
             realm_of=lambda _: realm,
             secrets_of=lambda _: (),
             resumes=lambda _: self.resumes,
             note=self._note,
         )
-        self.observer = Observer(supervisor, self.events.append)
-        self.delivery = Delivery(supervisor, self.observer)
+        self.observer = Observer(fleet, self.events.append)
+        self.delivery = Delivery(fleet, self.observer)
         self.observer.goes_on = self.delivery.go_on
 
     def begin(self, invocation: str = "first", *, resumes: bool = False, hooks: bool = True) -> None:

@@ -87,7 +87,7 @@ class Office:
             supervisor.lives.get(name),
             now=asyncio.get_running_loop().time(),
             placement=self.placement,
-            socket_name=supervisor.socket_name,
+            socket_name=supervisor.fleet.socket_name,
             otherwise=name in supervisor.kept,
             observation=self.observer.of(name),
         )
@@ -168,7 +168,7 @@ class Desk(VarlinkInterface, name=NAME):
         """Tell what the agent's terminal shows now, in printable characters, with its secrets masked."""
         (name,) = self._seen([agent])
         run_as = self._office.supervisor.agents[name].run_as
-        realm = self._office.supervisor.realm_of(run_as)
+        realm = self._office.supervisor.fleet.realm_of(run_as)
         if realm.server_pid is None:
             raise Failed(reason=f"{name} has no terminal yet")
         try:
@@ -318,7 +318,7 @@ class Desk(VarlinkInterface, name=NAME):
             waiting[:] = [life for life in waiting if not is_done(life)]
             return not waiting
 
-        await self._unless_gone(self._office.supervisor.until(all_are_done))
+        await self._unless_gone(self._office.supervisor.fleet.until(all_are_done))
         return self._told(names)
 
     def _refuse_at_the_end(self) -> None:

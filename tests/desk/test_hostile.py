@@ -98,7 +98,7 @@ def test_descriptors_are_closed_while_a_call_waits(play: Play) -> None:
             await caller.ask("Ping")
             before = Baseline().descriptors
             pass_descriptors(caller.connection, frame("Start", {"agents": ["slow"]}), 200)
-            await lab.bench.supervisor.until(lambda: lab.bench.supervisor.lives["slow"].start_again)
+            await lab.bench.supervisor.fleet.until(lambda: lab.bench.supervisor.lives["slow"].start_again)
             assert Baseline().descriptors <= before + 1
             lab.bench.sessions["slow"][0].kill()
             await caller.answer()

@@ -52,7 +52,7 @@ def error(answer: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 async def begun(lab: Lab, condition: Callable[[], bool]) -> None:
-    await lab.bench.supervisor.until(condition)
+    await lab.bench.supervisor.fleet.until(condition)
 
 
 # What is told of agents.
@@ -364,7 +364,7 @@ class Realm:
 
 def give(lab: Lab, answer: Any) -> Realm:
     realm = Realm(answer)
-    lab.bench.supervisor.realm_of = lambda _user: realm  # type: ignore[method-assign, assignment, return-value]
+    lab.bench.supervisor.fleet.realm_of = lambda _user: realm  # type: ignore[method-assign, assignment, return-value]
     return realm
 
 
@@ -429,7 +429,7 @@ def test_what_cannot_be_typed_is_an_error_in_words(play: Play) -> None:
 def test_an_agent_that_is_removed_while_one_types_is_an_error_in_words(play: Play) -> None:
     async def scene(lab: Lab) -> None:
         def answer() -> Done:
-            lab.bench.supervisor._lives.clear()
+            lab.bench.supervisor.fleet._lives.clear()
             lab.bench.supervisor._config.agents.clear()
             return Done()
 
@@ -454,7 +454,7 @@ def test_one_types_at_a_time_to_an_agent_so_that_one_that_reads_nothing_takes_up
                 return Done()
 
         realm = Slow(None)
-        lab.bench.supervisor.realm_of = lambda _user: realm  # type: ignore[method-assign, assignment, return-value]
+        lab.bench.supervisor.fleet.realm_of = lambda _user: realm  # type: ignore[method-assign, assignment, return-value]
         callers = [await lab.caller() for _ in range(5)]
         for n, caller in enumerate(callers):
             await caller.send("Send", {"agent": "a", "text": f"{n}"})

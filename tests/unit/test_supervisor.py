@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from supervisor_lab import CAME_TO_NOTHING, Bench, FakeSession, config
 
-from forge_supervisor import events, keeper, supervisor
+from forge_supervisor import events, fleet, keeper, supervisor
 from forge_supervisor.config import Config, HarnessSettings, Library
 from forge_supervisor.memory import State
 from forge_supervisor.policy import Exit
@@ -32,7 +32,7 @@ def play(
         async def scenario() -> Bench:
             bench = Bench(first, Store(tmp_path))
             bench.monkeypatch = monkeypatch
-            monkeypatch.setattr(supervisor, "Session", bench.make)
+            monkeypatch.setattr(fleet, "Session", bench.make)
             monkeypatch.setattr(Realms, "find_server", lambda *_: asyncio.sleep(0))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(10):
@@ -340,7 +340,7 @@ def test_a_launch_that_another_supervisor_had_only_begun_is_begun_anew_and_not_c
         await bench.supervisor.leave()
         bench.store.write("a", begun)
         other = Bench(declared, bench.store)
-        bench.monkeypatch.setattr(supervisor, "Session", other.make)
+        bench.monkeypatch.setattr(fleet, "Session", other.make)
         await other.supervisor.start(other.saved())
         assert other.supervisor.status() == "1 running"
         life = other.saved()["a"].life
@@ -373,7 +373,7 @@ def test_of_a_launch_that_is_begun_anew_nothing_old_is_on_disk_when_its_pane_is_
             made.begun = lambda: on_disk.append(other.saved()["a"].session)
             return made
 
-        bench.monkeypatch.setattr(supervisor, "Session", make)
+        bench.monkeypatch.setattr(fleet, "Session", make)
         await other.supervisor.start(other.saved())
         assert on_disk == [None]
         assert other.saved()["a"].session == left.session
@@ -425,7 +425,7 @@ def test_a_state_that_could_not_be_written_is_written_later_though_nothing_chang
             assert {saved.life.state for saved in bench.saved().values()} == {State.INACTIVE}
             if seconds > 1:
                 return
-            for life in bench.supervisor._lives.values():
+            for life in bench.supervisor.lives.values():
                 life.start()
             await bench.until("2 running")
         assert [event.name for event in bench.events].count("state_problem") == 2, "once each time"
@@ -487,7 +487,7 @@ def test_nothing_is_started_as_what_it_is_not_declared_as_any_more(
             "a", saved.model_copy(update={"life": dataclasses.replace(saved.life, **left), "session": here})
         )
         other = Bench(config(a={"run_as": "somebody"}) if moves else config(), bench.store)
-        bench.monkeypatch.setattr(supervisor, "Session", other.make)
+        bench.monkeypatch.setattr(fleet, "Session", other.make)
         starting = asyncio.create_task(other.supervisor.start(other.saved()))
         for _ in range(20):
             await asyncio.sleep(0)
