@@ -62,6 +62,8 @@ class Fleet:
         """What each agent's next session is made of."""
         self._fingerprints: dict[str, dict[str, str]] = {}
         """Of what each agent's present session is made."""
+        self._replacing: set[str] = set()
+        """Those whose present session is to be the last of what it was made of."""
         self._change = asyncio.Event()
         self._finding: asyncio.Future[Any] | None = None
         self.settled: Callable[[Agent], Awaitable[None]] = _at_once
@@ -129,11 +131,13 @@ class Fleet:
         """Give an agent a session of what is declared now."""
         agent = declared.agent
         self._declared[agent.name] = declared
+        self._replacing.add(agent.name)
         self._lives[agent.name].replace(agent, harness.stop_exit_status(agent.harness))
 
     async def remove(self, name: str) -> None:
         """Stop an agent and forget it; what its user has is left, for others of that user."""
         life = self._lives[name]
+        self._replacing.discard(name)
         # Should it be declared again before it has stopped, and be it by the next supervisor, that is a change.
         self._fingerprints[name] = {}
         life.stop()
@@ -262,9 +266,13 @@ class Fleet:
 
     def _begins(self, name: str) -> None:
         # Not before: as long as the old session runs, what that was made of is what there is.
+        self._replacing.discard(name)
         self._fingerprints[name] = self._declared[name].fingerprint()
 
     def _changed(self, name: str) -> None:
+        if name in self._replacing and self._lives[name].state in AT_REST:
+            # Stopped for good meanwhile: the change has been made, and is no reason to start it later.
+            self._begins(name)
         self._keeper.save(name)
         self._change.set()
         self._on_change(name)

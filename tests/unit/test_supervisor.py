@@ -529,6 +529,26 @@ def test_who_is_stopped_while_a_change_is_examined_stays_stopped(
     play(config(a={}), scene)
 
 
+def test_who_is_stopped_while_a_change_waits_for_its_end_stays_stopped(play: Play) -> None:
+    async def scene(bench: Bench) -> None:
+        changed = config(a={**slow, "env": {"A": "1"}})
+        changing = asyncio.create_task(bench.supervisor.reload(changed))
+        await bench.until("1 stopping")
+        await changing
+        bench.supervisor.lives["a"].stop()
+        bench.sessions["a"][0].end(Exit(code=0))
+        await bench.until("1 inactive")
+        assert bench.supervisor.plan_of(changed).unchanged == {"a"}
+        await bench.supervisor.reload(changed)
+        assert bench.supervisor.lives["a"].state is State.INACTIVE
+        bench.supervisor.lives["a"].start()
+        await bench.until("1 running")
+        assert [session.agent.env for session in bench.sessions["a"]] == [{}, {"A": "1"}]
+
+    slow = {"model": "obstinate", "stop_timeout_sec": "infinity"}
+    play(config(a=slow), scene)
+
+
 @pytest.mark.parametrize("tuned", [{}, {"restart": {"delay_sec": 9}}], ids=["as-it-was", "tuned"])
 def test_a_change_that_is_taken_back_before_it_holds_never_does(play: Play, tuned: dict[str, Any]) -> None:
     async def scene(bench: Bench) -> None:
