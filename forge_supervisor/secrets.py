@@ -17,7 +17,7 @@ from forge_supervisor.config_files import Problem
 from forge_supervisor.trust import others_way
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from forge_supervisor.config import Agent
 
@@ -30,6 +30,7 @@ MASK = "[secret]"
 _SHORTEST_LINE = 8
 _MOST_LINES = 100
 _LONGEST_WRAPPED = 512
+_LONGEST_END = 4096
 
 _CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
 _OF_THE_UNIT = Path("/run/credentials/forge-supervisor.service")
@@ -174,14 +175,39 @@ def parts(values: Iterable[str]) -> list[str]:
 
 
 def masked(text: str, secret: Iterable[str]) -> str:
-    """Put a mask in the place of each of `parts`, also where a program has broken it into lines."""
+    """Put a mask in the place of each of `parts`, also where a program has broken it into lines.
+
+    And in the place of what is left of one where the text, which may be the end of a longer one, or one of its lines,
+    which may be the beginning of a longer one, was cut.
+    """
+    known = [(part, "".join(part.split())) for part in secret]
     squeezed = "".join(text.split()) if "\n" in text else ""
-    for part in secret:
+    for part, bare in known:
         text = text.replace(part, MASK)
-        bare = "".join(part.split())
         if _SHORTEST_LINE <= len(bare) <= _LONGEST_WRAPPED and bare in squeezed:
             text = _broken(part).sub(MASK, text)
-    return text
+    return _without_ends(text, known) if len(text) >= _SHORTEST_LINE else text
+
+
+def _without_ends(text: str, known: Sequence[tuple[str, str]]) -> str:
+    squeezed = "".join(text[: 2 * _LONGEST_END].split())
+    if left := max((_overlap(bare, squeezed) for _, bare in known), default=0):
+        shown = [n for n, char in enumerate(text) if not char.isspace()]
+        text = MASK + text[shown[left - 1] + 1 :]
+    lines = text.split("\n")
+    for n, line in enumerate(lines):
+        if left := max((_overlap(line, part) for part, _ in known), default=0):
+            lines[n] = line[:-left] + MASK
+    return "\n".join(lines)
+
+
+def _overlap(first: str, second: str) -> int:
+    """Tell how many characters of the end of the one are the beginning of the other: 0, or _SHORTEST_LINE or more."""
+    first, second = first[-_LONGEST_END:], second[:_LONGEST_END]
+    at = first.find(second[:_SHORTEST_LINE]) if len(second) >= _SHORTEST_LINE else -1
+    while at >= 0 and not second.startswith(first[at:]):
+        at = first.find(second[:_SHORTEST_LINE], at + 1)
+    return len(first) - at if at >= 0 else 0
 
 
 def _broken(part: str) -> re.Pattern[str]:

@@ -218,6 +218,21 @@ class TestMasking:
         for text in screens:
             secrets.masked(text + "".join(value.split()), secrets.parts([value]))
 
+    @given(st.text(alphabet="abc", min_size=20, max_size=60), st.integers(8, 12))
+    def test_what_a_cut_has_left_of_it(self, value: str, left: int) -> None:
+        """Trap: the last lines of a screen can begin in the middle of it, and a long line is cut."""
+        begin, end = value[:left], value[-left:]
+        for text in (f"{end}\nthat was it", f"it is {begin}\nthat was it", f"it is {begin}"):
+            shown = secrets.masked(text, [value])
+            assert begin not in shown
+            assert end not in shown
+
+    def test_what_a_cut_has_left_of_one_that_was_broken_into_lines(self) -> None:
+        value = "".join(f"{number:03}-planted-" for number in range(30))
+        shown = f"{value[200:250]}\n  {value[250:300]}\n  {value[300:]}\n● and so on"
+        assert secrets.masked(shown, secrets.parts([value])) == f"{MASK}\n● and so on"
+        assert secrets.masked(f"it is {value[:100]}\nand so on", secrets.parts([value])) == f"it is {MASK}\nand so on"
+
     def test_short_lines_of_a_long_secret_are_no_secrets(self) -> None:
         assert secrets.parts(['{\n  "type": 1,\n  }\n']) == ['{\n  "type": 1,\n  }\n', '"type": 1,']
         assert len(secrets.parts(["\n".join(f"a-long-line-{number}" for number in range(5000))])) == 101
