@@ -145,7 +145,8 @@ def test_a_scrape_takes_little_memory(service: Service) -> None:
     for _ in range(100):
         service.get()
     print(f"RSS: {before} kB, after a scrape {once} kB, after 101 {resident()} kB")  # noqa: T201
-    assert once - before < 6_000
+    # Most of it is OpenSSL, which the client library loads and nothing else does.
+    assert once - before < 8_000
     assert resident() - once < 1_000
 
 
