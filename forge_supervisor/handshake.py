@@ -24,7 +24,7 @@ from forge_supervisor.config import Problem
 from forge_supervisor.runtime import bound_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 
 HELLO_TIMEOUT = 5.0
 """Seconds that a client has to name its id."""
@@ -143,19 +143,18 @@ async def hand_over(
     argv: Sequence[str],
     env: Mapping[str, str],
     *,
-    admit: Callable[[], Awaitable[None]],
+    admitted: Awaitable[None],
 ) -> None:
     """Wait for the pane's process, give it its plan, and return once it has become the harness.
 
-    `admit` is awaited when it is known to be the pane's process, and before it gets anything. Raises LaunchError, also
-    after LAUNCH_TIMEOUT seconds.
+    Before it is `admitted` it gets nothing. Raises LaunchError, also after LAUNCH_TIMEOUT seconds.
     """
     try:
         async with asyncio.timeout(LAUNCH_TIMEOUT):
             peer = await asyncio.shield(ticket.peer)
             if peer.pid != pane_pid:
                 raise LaunchError("run_as", f"process {peer.pid} asked for the launch of pane process {pane_pid}")
-            await admit()
+            await admitted
             payload = encode(cwd, argv, env)
             peer.writer.write(len(payload).to_bytes(8, "big") + payload)
             await peer.writer.drain()

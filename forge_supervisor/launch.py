@@ -2,26 +2,27 @@
 
 Run as ``python -I -S launch.py SOCKET ID`` by tmux, whose command line and environment all users can read: so neither
 holds more than a one-time id, and the agent's environment is exactly what comes through the socket. Standard library
-only, and little of it: its start-up time is part of every start. What `signal` and `socket` add to the built-in modules
-below them, mostly enums, is half of it.
+only, and little of it: its start-up time is part of every start. What `os`, `signal` and `socket` add to the built-in
+modules below them, mostly enums and abstract classes, would be half of it.
 
 The supervisor sends eight bytes of length (big-endian) and, each closed by NUL: the directory to run in, the number of
 arguments, the arguments, then ``NAME=value`` for each variable. It learns that the harness runs when exec closes the
 socket without a word; otherwise it is told ``chdir`` or ``exec`` and the errno.
 """
 
-import os
 import sys
 
 TYPE_CHECKING = False  # typing's own would have to be loaded
 if TYPE_CHECKING:
+    import os
     import signal
     import socket
 else:
     import _signal as signal
     import _socket as socket
+    import posix as os
 
-KEPT = ("TERM", "TMUX", "TMUX_PANE")
+KEPT = (b"TERM", b"TMUX", b"TMUX_PANE")
 """Only tmux knows these."""
 
 # CPython ignores SIGPIPE and SIGXFSZ, tmux lets its children inherit what it ignores; the harness starts with defaults.
@@ -57,8 +58,9 @@ def main() -> None:
         raise gave_up(f"the supervisor cannot be reached: {error.strerror}") from error
     cwd, argc = fields[0], int(fields[1])
     argv = fields[2 : 2 + argc]
+    present: dict[bytes, bytes] = os.environ  # type: ignore[assignment]  # of `posix`, it is as execve(2) had it
     environment = dict(field.split(b"=", 1) for field in fields[2 + argc :])
-    environment.update({name.encode(): os.environb[name.encode()] for name in KEPT if name in os.environ})
+    environment.update({name: present[name] for name in KEPT if name in present})
     for number in RESET:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -67,7 +69,7 @@ def main() -> None:
     try:
         os.chdir(cwd)
         step = b"exec"
-        os.execve(argv[0], argv, environment)  # noqa: S606 - that is what it is for
+        os.execve(argv[0], argv, environment)
     except OSError as error:
         try:
             connection.sendall(b"%s %d" % (step, error.errno or 0))

@@ -51,7 +51,10 @@ class SessionRunner:
         return self._session is not None and self._session.resumes
 
     def launch(self, agent: Agent, invocation: str, life: Lifecycle) -> None:
-        self._session = self._make_session(agent, invocation, life.begins_anew)
+        session = self._make_session(agent, invocation, life.begins_anew)
+        if self._session is not None:
+            session.follow(self._session)
+        self._session = session
         self._task = asyncio.create_task(_run(self._session, life))
 
     def resume(self, agent: Agent, invocation: str, life: Lifecycle) -> None:

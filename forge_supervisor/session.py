@@ -77,6 +77,12 @@ class Session:
         self._owns_server = False
         self._given_up = asyncio.Event()
         self._outcome: tuple[Exit, list[str], bool] | None = None
+        self._before: SavedSession | None = None
+        """Where the one before it was."""
+
+    def follow(self, earlier: Session) -> None:
+        """Be the one after another that has been closed, in the same pane if there still is one."""
+        self._before = earlier._before
 
     def adopt(self, saved: SavedSession) -> bool:
         """Take over what another supervisor has launched, and tell whether its main process lives."""
@@ -117,8 +123,9 @@ class Session:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
         self._server = await self._realm.server()
         prepared, secrets = await self._prepare()
-        # Meanwhile it may have been lost, and another one been started for other agents, in which this one would run.
-        self._server = await self._realm.server()
+        if self._server.dead:
+            # Meanwhile another one may have been started for other agents, in which this one would run.
+            self._server = await self._realm.server()
         self.resumes = prepared.resumes
         if self._agent.resources != Resources() and not self._realm.placement.holds:
             self._warn("resources", "are not limited, which takes systemd")
@@ -203,7 +210,7 @@ class Session:
 
     def close(self) -> None:
         """It is over, and nothing is left of it to go on with."""
-        self.saved = None
+        self._before, self.saved = self.saved or self._before, None
         for pinned in (self._process, self._server if self._owns_server else None):
             if pinned is not None:
                 pinned.close()
@@ -236,10 +243,17 @@ class Session:
 
     async def _launch(self, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> Pidfd:
         process = await self._open(ticket)
+        # While the process gets ready. Should the worker have named any other of that user's, that is what ends below.
+        enclosing = asyncio.create_task(self._enclose(process))
         try:
-            await self._hand_over(process, ticket, prepared, env)
+            await self._hand_over(process, ticket, prepared, env, enclosing)
+        except asyncio.CancelledError:
+            enclosing.cancel()
+            await asyncio.gather(enclosing, return_exceptions=True)
+            raise
         except Exception:
             process.signal(signal.SIGKILL)
+            await asyncio.gather(enclosing, return_exceptions=True)
             if self._scope is not None:
                 await self._scope.end(LEFTOVER_GRACE)
             process.close()
@@ -253,6 +267,7 @@ class Session:
             argv=list(ticket.argv),
             server=self._server.pid,
             invocation=self._invocation,
+            pane=self._pane_before(self._server),
         )
         try:
             opened = await self._realm.ask(request)
@@ -280,9 +295,16 @@ class Session:
         self._noted()
         return process
 
-    async def _hand_over(self, process: Pidfd, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> None:
+    def _pane_before(self, server: Pidfd) -> str | None:
+        before = self._before
+        same = before is not None and (before.server, before.server_born) == (server.pid, server.born)
+        return before.pane if before is not None and same else None
+
+    async def _hand_over(
+        self, process: Pidfd, ticket: Ticket, prepared: Prepared, env: dict[str, str], admitted: asyncio.Future[None]
+    ) -> None:
         handing_over = asyncio.create_task(
-            hand_over(ticket, process.pid, prepared.cwd, prepared.argv, env, admit=lambda: self._enclose(process))
+            hand_over(ticket, process.pid, prepared.cwd, prepared.argv, env, admitted=admitted)
         )
         try:
             await _first(asyncio.shield(handing_over), process.wait())
@@ -294,7 +316,7 @@ class Session:
             handing_over.cancel()
 
     async def _enclose(self, process: Pidfd) -> None:
-        """Put it in its scope: by now it is known to be the pane's, and has no children yet."""
+        """Put it in its scope, before it can have children."""
         try:
             self._scope = await self._realm.placement.enclose(self._agent.name, process, self._resources)
         except PlacementError as error:

@@ -180,7 +180,7 @@ class Terminal:
         wanted = (_setting(words[2:]) for words in lines if words)
         return [f"{name} {value}".strip() for name, value in wanted if have.get(name) != value]
 
-    def open(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
+    def open(self, agent: str, argv: Sequence[str], invocation: str, pane: str | None = None) -> Pane:
         """Run ``argv`` in session ``agent-<agent>``, in /, and return its pane.
 
         What else is started in that session, be it by the agent, gets INVOCATION_ID, and so counts as left by it.
@@ -188,24 +188,35 @@ class Terminal:
         A dead pane of the agent is used again: whoever is attached stays, and the dead screen goes to the scrollback.
         (All but what a program showed in the alternate screen: tmux keeps no history of that.) A session that people
         renamed keeps their name until it ends. Raises PaneLivesError if the agent still has a live pane.
+
+        ``pane`` is where its last session on this server was: as a rule it need not be looked for.
         """
         if len(argv) < 2:
             raise ValueError("tmux hands a single word to a shell: argv needs two words or more")
+        if pane is not None:
+            try:
+                return self._respawn(agent, pane, argv, invocation)
+            except TerminalTimeoutError:
+                raise
+            except TerminalError:
+                pass  # it is gone, or something lives in it
         ours = self._rows_of(agent)
         for row in ours:
             if _lives(row):
                 raise PaneLivesError(f"agent {agent} runs already: pid {row.pane.pid} in pane {row.pane.id}")
-        return self._respawn(ours[0].pane, argv, invocation) if ours else self._create(agent, argv, invocation)
+        if not ours:
+            return self._create(agent, argv, invocation)
+        return self._respawn(agent, ours[0].pane.id, argv, invocation)
 
-    def _respawn(self, pane: Pane, argv: Sequence[str], invocation: str) -> Pane:
+    def _respawn(self, agent: str, pane: str, argv: Sequence[str], invocation: str) -> Pane:
         # `send-keys -R` scrolls the screen into the history, but not under copy mode, hence `copy-mode -q`
         # (input_reset in tmux's input.c). No -k: respawn-pane then refuses a pane that lives.
-        there = ("-t", pane.id)
+        there = ("-t", pane)
         reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
         spawn = ("respawn-pane", *there, "-c", "/", *_words(argv), ";")
         tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        prepare = (*reset, *_settings(pane.id, invocation))
-        return _opened(self._server.cmd(*prepare, *spawn, *_pipe(pane.id), *tell), pane.agent)
+        prepare = (*reset, "set-option", "-p", *there, _MARK, agent, ";", *_settings(pane, invocation))
+        return _opened(self._server.cmd(*prepare, *spawn, *_pipe(pane), *tell), agent)
 
     def _create(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         name = f"agent-{agent}"
@@ -264,30 +275,53 @@ class Terminal:
         return list(self._server.cmd("list-panes", "-a", "-f", which, "-F", _FORMAT).stdout)
 
     def exit_of(self, pane_id: str, pid: int, timeout: float = 5.0) -> Exit:
-        """How process ``pid`` of the pane, which the caller saw die, has ended.
+        """How process ``pid`` of the pane, which the caller saw die, has ended; see `ending`."""
+        return self.ending(pane_id, pid, timeout=timeout)[0]
 
-        Lost if the pane is gone or runs another process, or if tmux cannot say within ``timeout`` seconds. Raises
-        TerminalError if the server cannot be asked.
+    def ending(self, pane_id: str, pid: int, lines: int = 20, *, timeout: float = 5.0) -> tuple[Exit, list[str]]:
+        """How process ``pid`` of the pane, which the caller saw die, has ended, and its `screen_tail`.
+
+        Lost, with an empty screen, if the pane is gone or runs another process, or if tmux cannot say within
+        ``timeout`` seconds. Raises TerminalError if the server cannot be asked.
         """
         deadline = time.monotonic() + timeout
-        pauses = _pauses()
+        # What is asked for just after a nudge is mostly there.
+        pauses = itertools.chain([0.0], _pauses())
+        self._nudge()
         while True:
             try:
-                row = next((row for row in self._rows("#{pane_id}", pane_id) if row.pane.id == pane_id), None)
+                row, shown = self._row_and_screen(pane_id, lines)
             except TerminalError:
                 if self.server_pid() is None:
-                    return Exit(lost=True)
+                    return Exit(lost=True), []
                 raise
             if row is None or row.pane.pid != pid:
-                return Exit(lost=True)
+                return Exit(lost=True), []
             # Dead without code and signal: tmux has yet to collect it. With either but not dead: it still reads.
-            if row.exit is not None and row.pane.dead:
-                return row.exit
-            if time.monotonic() > deadline:
-                return row.exit or Exit(lost=True)
+            late = time.monotonic() > deadline
+            if row.exit is not None and (row.pane.dead or late):
+                return row.exit, shown
+            if late:
+                return Exit(lost=True), []
             if row.exit is None:
                 self._nudge()
             time.sleep(next(pauses))
+
+    def _row_and_screen(self, pane_id: str, lines: int) -> tuple[_Row | None, list[str]]:
+        listing = ("list-panes", "-a", "-f", f"#{{==:#{{pane_id}},{pane_id}}}", "-F", _FORMAT)
+        try:
+            # By one client, as each takes its time to start.
+            told = self._server.cmd(*listing, ";", *_capture(lines), "-t", pane_id).stdout
+        except TerminalTimeoutError:
+            raise
+        except TerminalError:
+            # As a rule the pane is gone. In the very moment in which it is there again it is another's.
+            return next((row for row in self._rows("#{pane_id}", pane_id) if row.pane.id == pane_id), None), []
+        first = told[0] if told else ""
+        # A window that is linked to two sessions is listed twice.
+        listed = sum(1 for _ in itertools.takewhile(first.__eq__, told))
+        match = _ROW.fullmatch(first)
+        return (None if match is None else _row(match)), _tail(told[listed:], lines)
 
     def _nudge(self) -> None:
         """Make the server collect its dead children.
@@ -312,13 +346,7 @@ class Terminal:
 
     def screen_tail(self, pane_id: str, lines: int = 20) -> list[str]:
         """Return the last lines with text that the pane's present process wrote, in printable characters only."""
-        # -J: one line for what tmux wrapped. The scrollback too: a dead pane's first line may stand there already.
-        answer = self._server.cmd("capture-pane", "-p", "-J", "-S", str(-10 * lines), target=pane_id)
-        texts = [text for text in map(_printable, answer.stdout) if text]
-        if texts and _DEAD_LINE.fullmatch(texts[-1]):
-            texts.pop()
-        earlier = max((n for n, text in enumerate(texts, 1) if _DEAD_LINE.fullmatch(text)), default=0)
-        return texts[earlier:][-lines:]
+        return _tail(self._server.cmd(*_capture(lines), target=pane_id).stdout, lines)
 
     def screen(self, agent: str) -> list[str]:
         """Return the lines that the agent's pane shows, down to the last with text, in printable characters only."""
@@ -354,7 +382,6 @@ class Terminal:
         if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
             self._server.cmd("kill-session", target=f"={name}")
 
-
 def _wanted() -> str:
     return f"{OLDEST[0]}.{OLDEST[1]} or newer is needed (apt-get install tmux)"
 
@@ -379,7 +406,8 @@ def _settings(target: str, invocation: str) -> tuple[str, ...]:
 def _pipe(target: str) -> tuple[str, ...]:
     # Last words: tmux drops what it has not yet read from the terminal when it collects the process, but reads on if
     # the pane has a pipe (window_pane_destroy_ready in window.c). Of a hundred deaths at once, 95 were cut without it.
-    return ("pipe-pane", "-O", "-t", target, "exec cat >/dev/null")
+    # A pipe outlives a restart in place, and people's own serves as well.
+    return ("if-shell", "-F", "-t", target, "#{pane_pipe}", "", f"pipe-pane -O -t '{target}' 'exec cat >/dev/null'")
 
 
 def _opened(answer: tmux_cmd, agent: str) -> Pane:
@@ -405,6 +433,19 @@ def _lives(row: _Row) -> bool:
 
 def _setting(words: list[str]) -> tuple[str, str]:
     return words[0], " ".join(words[1:])
+
+
+def _capture(lines: int) -> tuple[str, ...]:
+    # -J: one line for what tmux wrapped. The scrollback too: a dead pane's first line may stand there already.
+    return ("capture-pane", "-p", "-J", "-S", str(-10 * lines))
+
+
+def _tail(shown: Sequence[str], lines: int) -> list[str]:
+    texts = [text for text in map(_printable, shown) if text]
+    if texts and _DEAD_LINE.fullmatch(texts[-1]):
+        texts.pop()
+    earlier = max((n for n, text in enumerate(texts, 1) if _DEAD_LINE.fullmatch(text)), default=0)
+    return texts[earlier:][-lines:]
 
 
 def _printable(line: str) -> str:

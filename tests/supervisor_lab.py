@@ -89,6 +89,9 @@ class FakeSession:
     def close(self) -> None:
         self.saved = None
 
+    def follow(self, earlier: FakeSession) -> None:
+        pass
+
     def limit(self, resources: Resources) -> None:
         self.limited = resources
 

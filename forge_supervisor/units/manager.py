@@ -109,13 +109,13 @@ class Manager:
         # the bus; pystemd 0.15.3). Nothing in the name of a unit means anything here: backslashes are taken as such.
         return bool(self.units(unit))
 
-    def invocation(self, unit: str, *, started: bool = False) -> bytes | None:
+    def invocation(self, unit: str, *, loads: bool = False) -> bytes | None:
         """Return the InvocationID, which tells a unit from earlier ones of its name; None if none is loaded.
 
-        It is empty as long as the unit has not been started, be it that a job is queued for that; also of one that is
-        gone again, if it was `started` a moment ago, of which it need not be asked whether it is loaded.
+        It is empty as long as the unit has not been started, be it that a job is queued for that. With `loads`, which
+        is quicker, also if none is loaded: systemd then loads one for as long as it takes to say so.
         """
-        if not started and not self._is_loaded(unit):
+        if not loads and not self._is_loaded(unit):
             return None
         return bytes(self._get(_path_of(unit), _UNIT, b"InvocationID", b"ay") or b"")
 
@@ -133,7 +133,7 @@ class Manager:
 
     def changes(self, unit: str) -> Mapping[bytes, Any]:
         """Properties of a unit started here as they were last told; those of one that is gone cannot be asked for."""
-        return self._changes[_path_of(unit)]
+        return self._changes.get(_path_of(unit), {})
 
     def set_properties(self, unit: str, properties: Mapping[bytes, object]) -> None:
         """Change a unit until it ends."""

@@ -177,16 +177,25 @@ class SystemdPlacement:
 
     async def _enclose(self, unit: str, process: Pidfd, told: Mapping[bytes, object]) -> Scope:
         with Manager(self._manager_path) as manager:
-            result = "done"
-            if manager.invocation(unit) is None or not await self._encloses(manager, unit, process):
+            try:
                 result = await manager.start_transient(unit, told, mode=self._mode)
+            except DisconnectedError:
+                raise
+            except ManagerError:
+                if manager.invocation(unit) is None:
+                    raise
+                result = "done"
+                if not await self._encloses(manager, unit, process):
+                    result = await manager.start_transient(unit, told, mode=self._mode)
             if process.dead:
                 # Until now nobody else could have its pid; and who may have it since is not ours to end.
                 manager.abandon(unit)
                 result = "its first process ended"
             if result != "done":
                 raise PlacementError(f"{unit} cannot be made: {result}")
-            return _SystemdScope(unit, manager.invocation(unit, started=True), self._manager_path)
+            # It has been told as a rule.
+            invocation = manager.changes(unit).get(b"InvocationID") or manager.invocation(unit, loads=True)
+            return _SystemdScope(unit, bytes(invocation or b""), self._manager_path)
 
     async def _encloses(self, manager: Manager, unit: str, process: Pidfd) -> bool:
         """Tell of a scope that is there whether the process is in it; any other is ended."""
@@ -288,7 +297,7 @@ class _SystemdScope:
             try:
                 with Manager(self._manager_path) as manager:
                     # As a rule: what was empty when the main process died is collected by now.
-                    if manager.invocation(self._unit) != self._invocation:
+                    if manager.invocation(self._unit, loads=True) != self._invocation:
                         return Cleared()
                     found = manager.count_processes(self._unit)
                     result, killed = await _end_counted(manager, self._unit, self._invocation, grace)

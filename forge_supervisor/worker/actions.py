@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from forge_supervisor.worker.messages import AnyRequest
 
+THREADS = 64
+"""At once; each mostly waits for a tmux client or a dying process."""
 SCREEN_LINES = 20
 _MOST_LINES = 1000
 LEFTOVER_GRACE = 2.0
@@ -53,6 +56,7 @@ class ActionError(Exception):
 class Actions:
     def __init__(self, terminal: Terminal, home: Path) -> None:
         self._terminal = terminal
+        self._beside = ThreadPoolExecutor(THREADS)
         self.home = home
         self._handlers: dict[type, Callable[[Any], Answer]] = {
             FindServer: self._find_server,
@@ -94,7 +98,7 @@ class Actions:
         self._revive(request.server)
         notes: list[str] = []
         try:
-            pane = self._terminal.open(request.agent, request.argv, request.invocation)
+            pane = self._terminal.open(request.agent, request.argv, request.invocation, request.pane)
         except PaneLivesError:
             notes = self._terminal.close_leftover(request.agent)
             pane = self._terminal.open(request.agent, request.argv, request.invocation)
@@ -102,9 +106,11 @@ class Actions:
 
     def _collect(self, request: Collect) -> Collected:
         self._revive(request.server)
-        exit_ = self._exit_of(request.pane, request.pid)
-        screen = [] if exit_.lost else self._terminal.screen_tail(request.pane, SCREEN_LINES)
-        cleared = self._clear(request.invocation, request.pid)
+        # While tmux is asked, as with a hundred agents it takes as long to look through all processes.
+        looking = self._beside.submit(self._survivors, request.invocation, request.pid)
+        exit_, screen = self._ending(request.pane, request.pid)
+        # Not before: what is left may write on the screen as it ends.
+        cleared = self._clear(request.invocation, request.pid) if looking.result() else processes.Cleared()
         return Collected(
             code=exit_.code,
             signal=exit_.signal,
@@ -142,21 +148,26 @@ class Actions:
                 processes.resume(server)
                 self._terminal.restore_socket(server)
 
-    def _exit_of(self, pane: str, pid: int) -> Exit:
+    def _ending(self, pane: str, pid: int) -> tuple[Exit, list[str]]:
         try:
-            return self._terminal.exit_of(pane, pid)
+            return self._terminal.ending(pane, pid, SCREEN_LINES)
         except TerminalError:
             # What it left behind has to be cleared even if its exit cannot be told.
-            return Exit(lost=True)
+            return Exit(lost=True), []
+
+    def _survivors(self, invocation: str, sid: int) -> list[int]:
+        return processes.survivors(invocation, sid, self._spare())
 
     def _clear(self, invocation: str, sid: int) -> processes.Cleared:
+        return processes.clear(invocation, sid, LEFTOVER_GRACE, self._spare())
+
+    def _spare(self) -> tuple[int, ...]:
+        """Name the tmux server, which somebody may have started from within a session."""
         try:
             server = self._terminal.server_pid()
         except TerminalError:
             server = None
-        # Somebody may have started the tmux server from within a session.
-        spare = () if server is None else (server,)
-        return processes.clear(invocation, sid, LEFTOVER_GRACE, spare)
+        return () if server is None else (server,)
 
 
 def from_environment() -> Actions:

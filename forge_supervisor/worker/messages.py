@@ -196,14 +196,20 @@ class Prepare(Request[Prepared]):
         )
 
 
+PaneId = Annotated[str, Field(pattern=r"^%[0-9]{1,9}$")]
+
+
 class Opened(Answer):
-    pane: Annotated[str, Field(pattern=r"^%[0-9]{1,9}$")]
+    pane: PaneId
     pid: Pid
     notes: Annotated[list[Text], Field(max_length=100)] = []
 
 
 class Open(Request[Opened]):
-    """Run argv in the agent's pane, in place of its last, dead session; end a leftover that still lives there."""
+    """Run argv in the agent's pane, in place of its last, dead session; end a leftover that still lives there.
+
+    `pane` is where that was, if it was on this server.
+    """
 
     answer = Opened
     timeout = 30.0
@@ -212,6 +218,7 @@ class Open(Request[Opened]):
     agent: str
     argv: list[str]
     invocation: str
+    pane: PaneId | None = None
 
 
 class Collected(Answer):

@@ -93,6 +93,31 @@ def test_restart_keeps_who_is_attached_and_the_dead_screen(lab: Lab) -> None:
     assert texts == ["the first", "the best", "the second"]
 
 
+def test_a_pane_that_is_known_need_not_be_looked_for(lab: Lab) -> None:
+    first = lab.sh_to_the_end("a", ":")
+    other = lab.sh("ab", "read x")
+    argv = ("/bin/sh", "-c", "read x")
+    second = lab.terminal.open("a", argv, "none", first.id)
+    assert (second.id, lab.terminal.panes()) == (first.id, [second, other])
+    with pytest.raises(TerminalError, match="runs already"):
+        lab.terminal.open("a", argv, "none", first.id)
+    lab.tmux("kill-session", "-t", "=agent-a")
+    third = lab.terminal.open("a", argv, "none", first.id)
+    assert third.id not in {first.id, other.id}
+    assert lab.sessions() == ["agent-a", "agent-ab"]
+
+
+def test_a_pipe_of_peoples_own_outlives_a_restart(lab: Lab) -> None:
+    log = lab.directory / "log"
+    first = lab.sh("a", "read x; echo the first; exit 3")
+    lab.tmux("pipe-pane", "-O", "-t", first.id, f"exec cat >{log}")
+    lab.tmux("send-keys", "-t", first.id, "Enter")
+    wait_for_death(first.pid)
+    assert lab.terminal.ending(first.id, first.pid) == (Exit(code=3), ["the first"])
+    lab.sh("a", "echo the second; read x")
+    wait_until(lambda: "the second" in log.read_text())
+
+
 def test_restart_keeps_the_dead_screen_though_somebody_scrolls(lab: Lab) -> None:
     """`send-keys -R` alone would drop it, because the pane is in copy mode."""
     first = lab.sh("a", "printf 'the first\\nthe best\\n'; read x")

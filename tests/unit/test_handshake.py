@@ -39,8 +39,10 @@ async def listening(path: Path) -> AsyncIterator[Handshake]:
         await asyncio.sleep(0.01)  # transports that were closed are gone a turn of the loop later
 
 
-async def admitted() -> None:
-    pass
+def at_once() -> asyncio.Future[None]:
+    admitted = asyncio.get_running_loop().create_future()
+    admitted.set_result(None)
+    return admitted
 
 
 def run_shim(ticket: Ticket, *, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -58,7 +60,7 @@ def test_the_harness_gets_exactly_what_was_declared(tmp_path: Path) -> None:
             shim = run_shim(ticket, env={"TERM": "tmux-256color", "TMUX_PANE": "%7", "LEAK": "1", "PATH": "/evil"})
             env = {"HOME": "/nowhere", "PATH": "/bin", "ODD": "a=b\nc ü", "TERM": "wrong"}
             argv = [sys.executable, "-I", "-S", "-c", TELL, "", "two words", "ü;"]
-            await hand_over(ticket, shim.pid, str(tmp_path), argv, env, admit=admitted)
+            await hand_over(ticket, shim.pid, str(tmp_path), argv, env, admitted=at_once())
             return json.loads((await output(shim))[0])  # type: ignore[no-any-return]
 
     told = asyncio.run(scenario())
@@ -79,7 +81,7 @@ def test_the_harness_starts_with_default_signals(tmp_path: Path) -> None:
         async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
             shim = run_shim(ticket)
             # cat(1) changes no signal, python would.
-            await hand_over(ticket, shim.pid, "/", ["/bin/cat", "/proc/self/status"], {}, admit=admitted)
+            await hand_over(ticket, shim.pid, "/", ["/bin/cat", "/proc/self/status"], {}, admitted=at_once())
             return (await output(shim))[0]
 
     ignored = next(line for line in asyncio.run(scenario()).splitlines() if line.startswith("SigIgn:"))
@@ -99,7 +101,7 @@ def test_what_exec_refuses_is_told(tmp_path: Path, cwd: str, program: str, key: 
         async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
             shim = run_shim(ticket)
             with pytest.raises(LaunchError) as failure:
-                await hand_over(ticket, shim.pid, cwd, [program], {}, admit=admitted)
+                await hand_over(ticket, shim.pid, cwd, [program], {}, admitted=at_once())
             await output(shim)
             return failure.value
 
@@ -113,7 +115,7 @@ def test_a_process_that_is_not_the_panes_gets_nothing(tmp_path: Path) -> None:
             async with server.ticket(os.getuid()) as ticket:
                 shim = run_shim(ticket)
                 with pytest.raises(LaunchError, match=f"process {shim.pid} asked for the launch"):
-                    await hand_over(ticket, shim.pid + 1, "/", ["/bin/echo", "secret"], {}, admit=admitted)
+                    await hand_over(ticket, shim.pid + 1, "/", ["/bin/echo", "secret"], {}, admitted=at_once())
             return "".join(await output(shim))
 
     said = asyncio.run(scenario())
@@ -128,7 +130,7 @@ def test_an_id_is_good_for_one_connection(tmp_path: Path) -> None:
             await asyncio.wait_for(asyncio.shield(ticket.peer), 10)
             second = run_shim(ticket)
             refused = await output(second)
-            await hand_over(ticket, first.pid, "/", ["/bin/echo", "mine"], {}, admit=admitted)
+            await hand_over(ticket, first.pid, "/", ["/bin/echo", "mine"], {}, admitted=at_once())
             return (await output(first))[0], refused[1]
 
     first, second = asyncio.run(scenario())
@@ -193,7 +195,7 @@ def test_a_first_process_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyt
     async def scenario() -> None:
         async with listening(tmp_path) as server, server.ticket(os.getuid()) as ticket:
             with pytest.raises(LaunchError, match="did not get to run in 0.05 s"):
-                await hand_over(ticket, 4711, "/", ["/bin/true"], {}, admit=admitted)
+                await hand_over(ticket, 4711, "/", ["/bin/true"], {}, admitted=at_once())
 
     asyncio.run(scenario())
 

@@ -61,6 +61,7 @@ class FakeRealm:
         self.trouble: list[Exception] = []
         """Raised, one a request, by the next requests to collect."""
         self.collected = 0
+        self.asked: list[Any] = []
         self.prepares: list[Prepare] = []
         self.screen = ["last words"]
 
@@ -68,6 +69,7 @@ class FakeRealm:
         return Pidfd(self.tmux.pid, os.getuid())
 
     async def ask(self, request: Any) -> Any:
+        self.asked.append(request)
         match request:
             case Prepare():
                 self.prepares.append(request)
@@ -146,6 +148,27 @@ def test_a_session_from_launch_to_exit(tmp_path: Path, code: int) -> None:
     (exit_, screen, _), warnings = asyncio.run(scenario())
     assert (exit_, screen) == (Exit(code=code), ["last words"])
     assert warnings == ["scout: a note"]
+
+
+def test_one_that_follows_another_on_the_same_tmux_server_is_opened_in_its_pane(tmp_path: Path) -> None:
+    async def scenario() -> list[str | None]:
+        async with stage(tmp_path, "/bin/true") as s:
+            first = s.session()
+            await whole(first)
+            # What came to nothing has had no pane.
+            for server_dies in (False, True):
+                failed, second = s.session(), s.session()
+                failed.follow(first)
+                failed.close()
+                second.follow(failed)
+                if server_dies:
+                    s.realm.tmux.kill()
+                    s.realm.tmux.wait()
+                    s.realm.tmux = start(["/bin/sleep", "infinity"])
+                await whole(second)
+            return [request.pane for request in s.realm.asked if isinstance(request, Open)]
+
+    assert asyncio.run(scenario()) == [None, "%0", None]
 
 
 def test_an_examination_starts_nothing_and_tells_what_would_be_in_the_way(tmp_path: Path) -> None:
