@@ -274,11 +274,11 @@ class Terminal:
     def _list_panes(self, which: str) -> list[str]:
         return list(self._server.cmd("list-panes", "-a", "-f", which, "-F", _FORMAT).stdout)
 
-    def exit_of(self, pane_id: str, pid: int, timeout: float = 5.0) -> Exit:
+    def exit_of(self, pane_id: str, pid: int, timeout: float = 15.0) -> Exit:
         """How process ``pid`` of the pane, which the caller saw die, has ended; see `ending`."""
         return self.ending(pane_id, pid, timeout=timeout)[0]
 
-    def ending(self, pane_id: str, pid: int, lines: int = 20, *, timeout: float = 5.0) -> tuple[Exit, list[str]]:
+    def ending(self, pane_id: str, pid: int, lines: int = 20, *, timeout: float = 15.0) -> tuple[Exit, list[str]]:
         """How process ``pid`` of the pane, which the caller saw die, has ended, and its `screen_tail`.
 
         Lost, with an empty screen, if the pane is gone or runs another process, or if tmux cannot say within
@@ -291,7 +291,9 @@ class Terminal:
         while True:
             try:
                 row, shown = self._row_and_screen(pane_id, lines)
-            except TerminalError:
+            except TerminalError as error:
+                if isinstance(error, TerminalTimeoutError) and time.monotonic() < deadline:
+                    continue
                 if self.server_pid() is None:
                     return Exit(lost=True), []
                 raise

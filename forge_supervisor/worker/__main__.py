@@ -16,12 +16,15 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from forge_supervisor.worker.actions import THREADS, ActionError, Actions, from_environment
+from forge_supervisor.worker.actions import ActionError, Actions, from_environment
 from forge_supervisor.worker.messages import LINE_LIMIT, AnswerLine, Observe, RequestLine, encode
 from forge_supervisor.worker.observing import Observing
 
 if TYPE_CHECKING:
     from forge_supervisor.worker.messages import Answer, AnyRequest
+THREADS = 64
+"""At once; each mostly waits for a tmux client or a dying process."""
+
 
 async def serve(connection: socket.socket, actions: Actions) -> None:
     reader, writer = await asyncio.open_connection(sock=connection, limit=LINE_LIMIT)

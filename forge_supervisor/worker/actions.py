@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     from forge_supervisor.worker.messages import AnyRequest
 
-THREADS = 64
-"""At once; each mostly waits for a tmux client or a dying process."""
 SCREEN_LINES = 20
 _MOST_LINES = 1000
 LEFTOVER_GRACE = 2.0
@@ -56,7 +54,8 @@ class ActionError(Exception):
 class Actions:
     def __init__(self, terminal: Terminal, home: Path) -> None:
         self._terminal = terminal
-        self._beside = ThreadPoolExecutor(THREADS)
+        # Few: it is all computing, and a hundred threads that compute keep those waiting that ask tmux.
+        self._beside = ThreadPoolExecutor(2)
         self.home = home
         self._handlers: dict[type, Callable[[Any], Answer]] = {
             FindServer: self._find_server,

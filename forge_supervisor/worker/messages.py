@@ -237,7 +237,7 @@ class Collect(Request[Collected]):
     """
 
     answer = Collected
-    timeout = 30.0
+    timeout = 45.0
     kind: Literal["collect"] = "collect"
     server: Pid | None
     """If it lives."""
