@@ -109,7 +109,9 @@ class Terminal:
     def server_pid(self) -> int | None:
         """Who listens on the socket, by the kernel's word (SO_PEERCRED); None only if surely nobody does."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(self._timeout)
+            # Not settimeout(): connect(2) then does not wait for its turn where many connect at once.
+            seconds, rest = divmod(self._timeout, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(rest * 1e6)))
             try:
                 probe.connect(os.fspath(self.socket_path))
             except FileNotFoundError:
@@ -331,20 +333,15 @@ class Terminal:
         tmux before 3.6 with libutempter loses SIGCHLDs that come while utempter's helper runs (cured in spawn.c of
         3.6 by the same means). Once is not enough: the helper of another pane may swallow ours.
         """
-        pid = self.server_pid()
-        if pid is None:
-            return
-        try:
+        with contextlib.suppress(TerminalError, ProcessLookupError):  # whoever asks next is told why
+            if (pid := self.server_pid()) is None:
+                return
             server = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            if self.server_pid() == pid:  # pinned before it was asked again: surely the server
-                signal.pidfd_send_signal(server, signal.SIGCHLD)
-        except ProcessLookupError:
-            pass
-        finally:
-            os.close(server)
+            try:
+                if self.server_pid() == pid:  # pinned before it was asked again: surely the server
+                    signal.pidfd_send_signal(server, signal.SIGCHLD)
+            finally:
+                os.close(server)
 
     def screen_tail(self, pane_id: str, lines: int = 20) -> list[str]:
         """Return the last lines with text that the pane's present process wrote, in printable characters only."""

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,6 +122,19 @@ def test_stopped_server_is_an_error_within_bounds(lab: Lab) -> None:
     with pytest.raises(TerminalTimeoutError):
         hasty.wait_for_server(0.1)
     assert hasty.server_pid() == server
+
+
+def test_many_that_ask_at_once_wait_for_their_turn(empty_lab: Lab) -> None:
+    """Trap: connect(2) that must not block fails at once where the queue is full, and an exit was lost by that."""
+    empty_lab.terminal.socket_path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as server, ThreadPoolExecutor(8) as threads:
+        server.bind(str(empty_lab.terminal.socket_path))
+        server.listen(0)
+        asked = [threads.submit(empty_lab.terminal.server_pid) for _ in range(8)]
+        accepted = [server.accept()[0] for _ in asked]
+        assert [each.result() for each in asked] == [os.getpid()] * 8
+        for connection in accepted:
+            connection.close()
 
 
 def test_full_queue_of_a_stopped_server_is_an_error(empty_lab: Lab) -> None:
