@@ -136,7 +136,7 @@ def put(text: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("numbers", type=int, nargs="*", metavar="N")
     arguments = parser.parse_args()
     numbers = arguments.numbers or [0, 1, 50, 200]

@@ -18,12 +18,12 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor import processes
+from forge_supervisor import panes, processes
 from forge_supervisor.keyboard import Keyboard
+from forge_supervisor.panes import Pane, Row
 from forge_supervisor.policy import Exit
 from forge_supervisor.tmux_client import Client, TerminalError, TerminalTimeoutError
 from forge_supervisor.tmux_conf import TMUX_CONF
@@ -36,22 +36,8 @@ if TYPE_CHECKING:
 # The first version that tells a death by signal (#{pane_dead_signal}).
 OLDEST = (3, 3)
 
-# The pane option that makes a pane ours. The user can set it too: a hint, no proof.
-_MARK = "@forge-agent"
-
-# Printable ASCII only: a client without UTF-8 turns anything else into '_'. People can write the mark, so what no name
-# has, above all a newline, is taken out of it.
-_AGENT = f"#{{s/[^a-z0-9-]//:{_MARK}}}"
-_FORMAT = f"#{{pane_id}} #{{pane_pid}} #{{pane_dead}} [#{{pane_dead_status}}] [#{{pane_dead_signal}}] {_AGENT}"
-_ROW = re.compile(r"(%\d+) (\d+) ([01]) \[(\d*)\] \[(\w*)\] ([a-z0-9-]*)")
-
 # What tmux says of a session's name that is taken (cmd-new-session.c).
 _DUPLICATE = "duplicate session"
-
-# What tmux itself writes under a dead pane (option remain-on-exit-format).
-_DEAD_LINE = re.compile(r"Pane is dead \(.*\)")
-
-_LINE_LENGTH = 500
 
 # Seconds that a leftover gets between SIGTERM and SIGKILL.
 _LEFTOVER_GRACE = 2.0
@@ -59,22 +45,6 @@ _LEFTOVER_GRACE = 2.0
 
 class PaneLivesError(TerminalError):
     """The agent has a live pane already."""
-
-
-@dataclass(frozen=True)
-class Pane:
-    """``id`` is tmux's (``%3``) and outlives a restart in place; ``pid`` is of the process last started in it."""
-
-    id: str
-    pid: int
-    agent: str
-    dead: bool = False
-
-
-@dataclass(frozen=True)
-class _Row:
-    pane: Pane
-    exit: Exit | None
 
 
 class Terminal:
@@ -215,18 +185,18 @@ class Terminal:
         # (input_reset in tmux's input.c). No -k: respawn-pane then refuses a pane that lives.
         there = ("-t", pane)
         reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
-        spawn = ("respawn-pane", *there, "-c", "/", *_words(argv), ";")
+        spawn = ("respawn-pane", *there, "-c", "/", *panes.words(argv), ";")
         tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        prepare = (*reset, "set-option", "-p", *there, _MARK, agent, ";", *_settings(pane, invocation))
-        return _opened(self._server.cmd(*prepare, *spawn, *_pipe(pane), *tell), agent)
+        prepare = (*reset, "set-option", "-p", *there, panes.MARK, agent, ";", *panes.settings(pane, invocation))
+        return _opened(self._server.cmd(*prepare, *spawn, *panes.pipe(pane), *tell), agent)
 
     def _create(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         name = f"agent-{agent}"
         there = f"={name}:"
-        spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *_words(argv))
+        spawn = ("-n", agent, "-c", "/", "-P", "-F", "#{pane_id} #{pane_pid}", *panes.words(argv))
         # The server runs one client's commands in one go: no crash of ours leaves a pane without its mark.
-        mark = (";", "set-option", "-p", "-t", there, _MARK, agent, ";")
-        rest = (*spawn, *mark, *_settings(there, invocation), *_pipe(there))
+        mark = (";", "set-option", "-p", "-t", there, panes.MARK, agent, ";")
+        rest = (*spawn, *mark, *panes.settings(there, invocation), *panes.pipe(there))
         try:
             answer = self._server.cmd("new-session", "-d", "-s", name, *rest)
         except TerminalError as error:
@@ -252,11 +222,11 @@ class Terminal:
         """All panes of agents, dead ones too."""
         return [row.pane for row in self._rows() if row.pane.agent]
 
-    def _rows_of(self, agent: str) -> list[_Row]:
+    def _rows_of(self, agent: str) -> list[Row]:
         # Its user can have the server answer anything to anything.
-        return [row for row in self._rows(_AGENT, agent) if row.pane.agent == agent]
+        return [row for row in self._rows(panes.AGENT, agent) if row.pane.agent == agent]
 
-    def _rows(self, field: str = "1", value: str = "1") -> list[_Row]:
+    def _rows(self, field: str = "1", value: str = "1") -> list[Row]:
         """List the panes of which that format has that value, by default all."""
         which = f"#{{==:{field},{value}}}"
         try:
@@ -270,11 +240,11 @@ class Terminal:
             # The first session may have come in between.
             lines = self._list_panes(which)
         # A window that is linked to two sessions (or grouped ones) is listed twice.
-        rows = {match[1]: _row(match) for match in map(_ROW.fullmatch, lines) if match}
+        rows = {row.pane.id: row for row in map(panes.row, lines) if row is not None}
         return list(rows.values())
 
     def _list_panes(self, which: str) -> list[str]:
-        return list(self._server.cmd("list-panes", "-a", "-f", which, "-F", _FORMAT).stdout)
+        return list(self._server.cmd("list-panes", "-a", "-f", which, "-F", panes.FORMAT).stdout)
 
     def exit_of(self, pane_id: str, pid: int, timeout: float = 15.0) -> Exit:
         """How process ``pid`` of the pane, which the caller saw die, has ended; see `ending`."""
@@ -311,11 +281,11 @@ class Terminal:
                 self._nudge()
             time.sleep(next(pauses))
 
-    def _row_and_screen(self, pane_id: str, lines: int) -> tuple[_Row | None, list[str]]:
-        listing = ("list-panes", "-a", "-f", f"#{{==:#{{pane_id}},{pane_id}}}", "-F", _FORMAT)
+    def _row_and_screen(self, pane_id: str, lines: int) -> tuple[Row | None, list[str]]:
+        listing = ("list-panes", "-a", "-f", f"#{{==:#{{pane_id}},{pane_id}}}", "-F", panes.FORMAT)
         try:
             # By one client, as each takes its time to start.
-            told = self._server.cmd(*listing, ";", *_capture(lines), "-t", pane_id).stdout
+            told = self._server.cmd(*listing, ";", *panes.capture(lines), "-t", pane_id).stdout
         except TerminalTimeoutError:
             raise
         except TerminalError:
@@ -324,8 +294,7 @@ class Terminal:
         first = told[0] if told else ""
         # A window that is linked to two sessions is listed twice.
         listed = sum(1 for _ in itertools.takewhile(first.__eq__, told))
-        match = _ROW.fullmatch(first)
-        return (None if match is None else _row(match)), _tail(told[listed:], lines)
+        return panes.row(first), panes.tail(told[listed:], lines)
 
     def _nudge(self) -> None:
         """Make the server collect its dead children.
@@ -345,7 +314,7 @@ class Terminal:
 
     def screen_tail(self, pane_id: str, lines: int = 20) -> list[str]:
         """Return the last lines with text that the pane's present process wrote, in printable characters only."""
-        return _tail(self._server.cmd(*_capture(lines), target=pane_id).stdout, lines)
+        return panes.tail(self._server.cmd(*panes.capture(lines), target=pane_id).stdout, lines)
 
     def screen(self, agent: str) -> list[str]:
         """Return the lines that the agent's pane shows, down to the last with text, in printable characters only."""
@@ -353,7 +322,7 @@ class Terminal:
         if row is None:
             raise TerminalError(f"{agent} has no terminal yet")
         answer = self._server.cmd("capture-pane", "-p", target=row.pane.id)
-        return list(map(_printable, "\n".join(answer.stdout).rstrip().splitlines()))
+        return list(map(panes.printable, "\n".join(answer.stdout).rstrip().splitlines()))
 
     def send_text(self, agent: str, pid: int, text: str, *, clearing_key: str = "") -> None:
         """Paste a text into the pane of the agent's process ``pid``, then Enter; return when the process has read it.
@@ -390,63 +359,15 @@ def _pauses() -> Iterator[float]:
     return itertools.chain((2**n / 1000 for n in range(1, 7)), itertools.repeat(0.1))
 
 
-def _words(argv: Sequence[str]) -> list[str]:
-    # A word that ends in ';' would end the command (cmd_parse_from_arguments in tmux's cmd-parse.y).
-    return [f"{word[:-1]}\\;" if word.endswith(";") else word for word in argv]
-
-
-def _settings(target: str, invocation: str) -> tuple[str, ...]:
-    # What people turn off for all windows, or for this one, must not take the exit status with it.
-    keep = ("set-option", "-p", "-t", target, "remain-on-exit", "on", ";")
-    # The agent can have the tmux server start things for it, which are then not its descendants.
-    return (*keep, "set-environment", "-t", target, "INVOCATION_ID", invocation, ";")
-
-
-def _pipe(target: str) -> tuple[str, ...]:
-    # Last words: tmux drops what it has not yet read from the terminal when it collects the process, but reads on if
-    # the pane has a pipe (window_pane_destroy_ready in window.c). Of a hundred deaths at once, 95 were cut without it.
-    # A pipe outlives a restart in place, and people's own serves as well.
-    return ("if-shell", "-F", "-t", target, "#{pane_pipe}", "", f"pipe-pane -O -t '{target}' 'exec cat >/dev/null'")
-
-
 def _opened(answer: tmux_cmd, agent: str) -> Pane:
     pane_id, _, pid = answer.stdout[0].partition(" ")
     return Pane(id=pane_id, pid=int(pid), agent=agent)
 
 
-def _row(match: re.Match[str]) -> _Row:
-    pane_id, pid, dead, status, killer, agent = match.groups()
-    end = Exit(code=int(status)) if status else Exit(signal=_signal_number(killer)) if killer else None
-    return _Row(Pane(id=pane_id, pid=int(pid), agent=agent, dead=dead == "1"), end)
-
-
-def _signal_number(text: str) -> int:
-    # A number where libc has no sys_signame (glibc), else the name without SIG (sig2name in tmux's tmux.c).
-    return int(text) if text.isdecimal() else int(signal.Signals[f"SIG{text.removeprefix('SIG')}"])
-
-
-def _lives(row: _Row) -> bool:
+def _lives(row: Row) -> bool:
     # A program that closed its terminal leaves a pane that tmux calls dead, and lives.
     return row.exit is None and processes.lives(row.pane.pid)
 
 
 def _setting(words: list[str]) -> tuple[str, str]:
     return words[0], " ".join(words[1:])
-
-
-def _capture(lines: int) -> tuple[str, ...]:
-    # -J: one line for what tmux wrapped. The scrollback too: a dead pane's first line may stand there already.
-    return ("capture-pane", "-p", "-J", "-S", str(-10 * lines))
-
-
-def _tail(shown: Sequence[str], lines: int) -> list[str]:
-    texts = [text for text in map(_printable, shown) if text]
-    if texts and _DEAD_LINE.fullmatch(texts[-1]):
-        texts.pop()
-    earlier = max((n for n, text in enumerate(texts, 1) if _DEAD_LINE.fullmatch(text)), default=0)
-    return texts[earlier:][-lines:]
-
-
-def _printable(line: str) -> str:
-    text = "".join(char if char.isprintable() else " " if char.isspace() else "" for char in line)
-    return text.rstrip()[:_LINE_LENGTH]

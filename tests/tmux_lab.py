@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forge_supervisor.terminal import Pane, Terminal
+from forge_supervisor.terminal import Terminal
 from forge_supervisor.tmux_conf import TMUX_CONF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from forge_supervisor.panes import Pane
 
 SOCKET_NAME = "forge"
 PATH = "/usr/local/bin:/usr/bin:/bin"

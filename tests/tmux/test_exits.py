@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 from tmux_lab import Lab, wait_for_death, wait_until
 
-from forge_supervisor import terminal
+from forge_supervisor.panes import row
 from forge_supervisor.policy import Exit
 from forge_supervisor.tmux_client import TerminalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from forge_supervisor.terminal import Pane
+    from forge_supervisor.panes import Pane
 
 CODES = [0, 1, 143, 255]
 SIGNALS = [6, 9, 11, 15]
@@ -192,6 +192,6 @@ def test_exit_cannot_be_asked_of_a_stopped_server(lab: Lab) -> None:
 
 @pytest.mark.parametrize(("text", "number"), [("9", 9), ("KILL", 9), ("SIGSEGV", 11)])
 def test_signal_is_a_number_or_a_name(text: str, number: int) -> None:
-    match = terminal._ROW.fullmatch(f"%0 77 1 [] [{text}] a")
-    assert match is not None
-    assert terminal._row(match).exit == Exit(signal=number)
+    told = row(f"%0 77 1 [] [{text}] a")
+    assert told is not None
+    assert told.exit == Exit(signal=number)

@@ -15,7 +15,7 @@ from forge_supervisor.tmux_client import TerminalError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from forge_supervisor.terminal import Pane
+    from forge_supervisor.panes import Pane
 
 # Reads as full-screen programs do, in raw mode and with bracketed paste, and keeps all that it reads in a file.
 RAW = """

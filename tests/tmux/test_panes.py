@@ -11,8 +11,8 @@ import pytest
 from tmux_lab import Lab, wait_for_death, wait_until
 
 from forge_supervisor import processes
+from forge_supervisor.panes import Pane
 from forge_supervisor.policy import Exit
-from forge_supervisor.terminal import Pane
 from forge_supervisor.tmux_client import TerminalError
 
 
