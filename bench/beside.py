@@ -78,8 +78,8 @@ def collect(told: Iterator[dict[str, Any]]) -> Figures:
 def row(peer: str, n: int, of: dict[str, list[float]]) -> list[str]:
     restart = sorted(value * 1000 for value in of["restart"])
     worst = restart[min(len(restart) - 1, len(restart) * 99 // 100)]
-    # Of what stands beside it in one for each program, the pages that they share are counted once.
-    rss, beside = (statistics.median(of[key]) / 2**20 for key in ("rss", "beside_pss"))
+    # Pages that several processes share are counted once: some have one more for each program.
+    own, beside = (statistics.median(of[key]) / 2**20 for key in ("pss", "beside_pss"))
     cpu, beside_cpu = (statistics.median(of[key]) * 100 for key in ("cpu", "beside_cpu"))
     return [
         peer,
@@ -89,7 +89,7 @@ def row(peer: str, n: int, of: dict[str, list[float]]) -> list[str]:
         f"{statistics.median(of['start']):.2f} s",
         f"{statistics.median(of['start_all']):.2f} s",
         f"{cpu:.2f} %" + (f" + {beside_cpu:.2f} %" if beside else ""),
-        f"{rss:.1f}" + (f" + {beside:.0f}" if beside else "") + " MiB",
+        f"{own:.1f}" + (f" + {beside:.0f}" if beside else "") + " MiB",
         f"{statistics.median(of['status']) * 1000:.0f} ms",
     ]
 
@@ -146,8 +146,9 @@ def main() -> None:
     text = table(figures) + "\n" + summary(figures) + f"({machine_size()})\n"
     print(text)
     if arguments.write:
+        picture = plot.svg({key: dict(of) for key, of in figures.items()}, PEERS)
         put(text, README)
-        PICTURE.write_text(plot.svg({key: dict(of) for key, of in figures.items()}, PEERS), encoding="utf-8")
+        PICTURE.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ COLOURS = {1: "#9ecae1", 50: "#4292c6", 200: "#084594"}
 PANELS = (
     ("restart", 1000, "killed → runs again, median, ms"),
     ("start", 1000, "start of all, from nothing, ms"),
-    ("rss", 1 / 2**20, "memory of the supervisor (RSS), MiB"),
+    ("pss", 1 / 2**20, "memory (PSS) of the supervisor and what stands beside it, MiB"),
 )
 
 
@@ -24,12 +24,13 @@ def svg(figures: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], peers:
     y = 30
     for key, factor, title in PANELS:
         bars = {
-            (peer, n): statistics.median(figures[peer, n][key]) * factor
+            (peer, n): (statistics.median(of[key]) + statistics.median(of.get(f"beside_{key}", [0]))) * factor
             for peer in peers
             for n in numbers
-            if figures.get((peer, n), {}).get(key)
+            if (of := figures.get((peer, n), {})).get(key)
         }
-        y = _panel(parts, y, title, bars, peers, numbers)
+        if bars:
+            y = _panel(parts, y, f"{title} (each line is ten times the one before)", bars, peers, numbers)
     legend = "".join(
         f'<rect x="{LEFT + 90 * i}" y="{y}" width="12" height="12" fill="{COLOURS.get(n, "#888")}"/>'
         f'<text x="{LEFT + 90 * i + 17}" y="{y + 11}">{n} program{"" if n == 1 else "s"}</text>'
@@ -53,7 +54,7 @@ def _panel(
 ) -> int:
     """Draw one figure of all, on a logarithmic scale, from `y` on; return where the next begins."""
     low = 10 ** math.floor(math.log10(min(bars.values())))
-    high = 10 ** math.ceil(math.log10(max(bars.values())))
+    high = max(10 * low, 10 ** math.ceil(math.log10(max(bars.values()))))
     scale = (WIDTH - LEFT - 70) / math.log10(high / low)
     top = y
     parts.append(f'<text x="{LEFT}" y="{y - 8}" font-weight="bold">{title}</text>')

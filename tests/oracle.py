@@ -90,7 +90,10 @@ def _run(systemd: Systemd, seeds: range) -> int:
 def _figures(verdicts: list[Verdict]) -> str:
     events = [event for verdict in verdicts for event in verdict.expected.events]
     starts, looks = (sum(isinstance(event, kind) for event in events) for kind in (Start, Look))
-    lines = [f"compared {starts} starts and {looks} looks; load {os.getloadavg()[0]:.1f}; exceptions applied to:"]
+    again = sum(verdict.tries > 1 for verdict in verdicts)
+    asked = f"{again} asked again, as they differed or the machine was late"
+    load = f"load {os.getloadavg()[0]:.1f}"
+    lines = [f"compared {starts} starts and {looks} looks; {load}; {asked}; exceptions applied to:"]
     for name, count in oracle_lab.applied(verdicts).items():
         lines.append(f"  {count:5} {name}")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import oracle_exceptions
@@ -42,6 +42,8 @@ class Verdict:
     seen: Seen
     applied: frozenset[str]
     """The exceptions that it took."""
+    tries: int = 1
+    """How often it was asked."""
 
     @property
     def theirs(self) -> list[Start | Look]:
@@ -91,8 +93,8 @@ def judge(
             break
         anew = _judge(systemd, [scenarios[number] for number in again], PARALLEL >> attempt, without)
         for number, verdict in zip(again, anew, strict=True):
-            if verdicts[number].differs or not verdict.differs:
-                verdicts[number] = verdict
+            kept = verdict if verdicts[number].differs or not verdict.differs else verdicts[number]
+            verdicts[number] = replace(kept, tries=attempt + 1)
     return verdicts
 
 

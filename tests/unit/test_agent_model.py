@@ -59,6 +59,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.lab = Lab()
+        self.begun = False
         self.away = 0
         """For how many steps there will be no supervisor after the next one that ends."""
         self.lifelines: list[int] = []
@@ -66,7 +67,7 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if not self.lab.world.faults and self.lab.variants:
+            if not self.lab.world.faults and self.begun:
                 self.lab.calm()
                 self.lab.account()
         finally:
@@ -81,6 +82,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(a=VARIANTS, b=VARIANTS)
     def begin(self, a: Variant, b: Variant) -> None:
+        self.begun = True
         self.lab.variants = {"a": a, "b": b}
         self.go()
 
