@@ -246,7 +246,7 @@ class Terminal:
     def _list_panes(self, which: str) -> list[str]:
         return list(self._server.cmd("list-panes", "-a", "-f", which, "-F", panes.FORMAT).stdout)
 
-    def exit_of(self, pane_id: str, pid: int, timeout: float = 15.0) -> Exit:
+    def exit_of(self, pane_id: str, pid: int, timeout: float = 5.0) -> Exit:
         """How process ``pid`` of the pane, which the caller saw die, has ended; see `ending`."""
         return self.ending(pane_id, pid, timeout=timeout)[0]
 

@@ -124,7 +124,9 @@ class Terminal:
                 self._machine.run(*detach, user=user, check=False)
         elif keys == INTERRUPT_LOG:
             # sudo shows what its command says a moment before it passes keys on to it.
-            self._machine.run("pkill", "-INT", "-x", "journalctl")
+            # And beside other loads the first has been seen to be lost: people press such a key until it works.
+            again = "for n in 1 2 3 4 5 6 7 8 9; do pkill -INT -x journalctl || break; sleep 1; done"
+            self._machine.run("sh", "-c", again)
         else:
             self.type(keys)
 
