@@ -31,6 +31,7 @@ _SHORTEST_LINE = 8
 _MOST_LINES = 100
 _LONGEST_WRAPPED = 512
 _LONGEST_END = 4096
+_MOST_BEGINNINGS = 16
 
 _CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
 _OF_THE_UNIT = Path("/run/credentials/forge-supervisor.service")
@@ -204,10 +205,15 @@ def _without_ends(text: str, known: Sequence[tuple[str, str]]) -> str:
 def _overlap(first: str, second: str) -> int:
     """Tell how many characters of the end of the one are the beginning of the other: 0, or _SHORTEST_LINE or more."""
     first, second = first[-_LONGEST_END:], second[:_LONGEST_END]
-    at = first.find(second[:_SHORTEST_LINE]) if len(second) >= _SHORTEST_LINE else -1
-    while at >= 0 and not second.startswith(first[at:]):
-        at = first.find(second[:_SHORTEST_LINE], at + 1)
-    return len(first) - at if at >= 0 else 0
+    head, at = second[:_SHORTEST_LINE], -1
+    # Not for ever: a user can choose both, and there are many lines and many parts.
+    for _ in range(_MOST_BEGINNINGS if len(head) == _SHORTEST_LINE else 0):
+        at = first.find(head, at + 1)
+        if at < 0:
+            return 0
+        if second.startswith(first[at:]):
+            return len(first) - at
+    return 0
 
 
 def _broken(part: str) -> re.Pattern[str]:

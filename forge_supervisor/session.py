@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +43,6 @@ LEFTOVER_GRACE = 2.0
 """Seconds that what the worker has not found gets between SIGTERM and SIGKILL."""
 LAUNCH_GRACE = 5.0
 """Seconds in which a launch whose supervisor has died comes to its end, one way or the other."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    cwd: str
-    argv: list[str]
-    env: dict[str, str] = field(repr=False)
-
 
 class Session:
     def __init__(
@@ -131,14 +122,17 @@ class Session:
     async def launch(self) -> int:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
         self._server = await self._realm.server()
-        # Only where a pane shows its last session anyway is the next one begun before it is known to be possible.
-        plan = None if self._pane_before(self._server) else await self._planned()
+        prepared, secrets = await self._prepare()
         if self._server.dead:
             # Meanwhile another one may have been started for other agents, in which this one would run.
             self._server = await self._realm.server()
+        self.resumes = prepared.resumes
+        if self._agent.resources != Resources() and not self._realm.placement.holds:
+            self._warn("resources", "are not limited, which takes systemd")
+        env = agent_environment(self._realm.user, self._agent, prepared.env, secrets, self._invocation)
         try:
             async with self._handshake.ticket(self._realm.user.uid) as ticket:
-                self._process = await self._launch(ticket, plan)
+                self._process = await self._launch(ticket, prepared, env)
         except OSError as error:
             raise LaunchError("", f"the launch socket cannot be made: {error}") from error
         return self._process.pid
@@ -247,21 +241,12 @@ class Session:
             raise LaunchError("harness", "the worker named no program to run")
         return prepared, preparation.secrets
 
-    async def _planned(self) -> _Plan:
-        prepared, secrets = await self._prepare()
-        self.resumes = prepared.resumes
-        if self._agent.resources != Resources() and not self._realm.placement.holds:
-            self._warn("resources", "are not limited, which takes systemd")
-        env = agent_environment(self._realm.user, self._agent, prepared.env, secrets, self._invocation)
-        return _Plan(prepared.cwd, prepared.argv, env)
-
-    async def _launch(self, ticket: Ticket, plan: _Plan | None) -> Pidfd:
+    async def _launch(self, ticket: Ticket, prepared: Prepared, env: dict[str, str]) -> Pidfd:
         process = await self._open(ticket)
-        # While the process gets ready, and as a rule longer than that: the kernel waits for all CPUs before it moves a
-        # process. Should the worker have named any other of that user's, that is what ends below.
+        # While the process gets ready. Should the worker have named any other of that user's, that is what ends below.
         enclosing = asyncio.create_task(self._enclose(process))
         try:
-            await self._hand_over(process, ticket, plan or await self._planned(), enclosing)
+            await self._hand_over(process, ticket, prepared, env, enclosing)
         except asyncio.CancelledError:
             enclosing.cancel()
             await asyncio.gather(enclosing, return_exceptions=True)
@@ -316,10 +301,10 @@ class Session:
         return before.pane if before is not None and same else None
 
     async def _hand_over(
-        self, process: Pidfd, ticket: Ticket, plan: _Plan, admitted: asyncio.Future[None]
+        self, process: Pidfd, ticket: Ticket, prepared: Prepared, env: dict[str, str], admitted: asyncio.Future[None]
     ) -> None:
         handing_over = asyncio.create_task(
-            hand_over(ticket, process.pid, plan.cwd, plan.argv, plan.env, admitted=admitted)
+            hand_over(ticket, process.pid, prepared.cwd, prepared.argv, env, admitted=admitted)
         )
         try:
             await _first(asyncio.shield(handing_over), process.wait())

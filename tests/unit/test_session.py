@@ -171,25 +171,6 @@ def test_one_that_follows_another_on_the_same_tmux_server_is_opened_in_its_pane(
     assert asyncio.run(scenario()) == [None, "%0", None]
 
 
-def test_a_failed_preparation_ends_what_was_opened_in_the_pane_of_another(tmp_path: Path) -> None:
-    async def scenario() -> tuple[str, int]:
-        async with stage(tmp_path, "/usr/bin/touch", str(tmp_path / "ran")) as s:
-            s.realm.placement = Scopes(FakeScope(Cleared()))
-            first, second = s.session(), s.session()
-            await whole(first)
-            (tmp_path / "ran").unlink()
-            s.realm.findings = [Finding(key="cwd", text="is gone", fatal=True)]
-            second.follow(first)
-            with pytest.raises(LaunchError) as failure:
-                await second.launch()
-            second.close()
-            assert s.realm.pane is not None
-            return str(failure.value), await asyncio.to_thread(s.realm.pane.wait, 10)
-
-    assert asyncio.run(scenario()) == ("is gone", -signal.SIGKILL)
-    assert not (tmp_path / "ran").exists()
-
-
 def test_an_examination_starts_nothing_and_tells_what_would_be_in_the_way(tmp_path: Path) -> None:
     async def scenario() -> tuple[list[str], str, list[str]]:
         async with stage(tmp_path, "/bin/true") as s:
