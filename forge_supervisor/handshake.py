@@ -2,7 +2,7 @@
 
 Each agents' user has a socket that nobody else can connect to. A plan goes only to a process that names an id which was
 issued for its uid and that is the process which the worker said runs in the pane. Each id is good for one connection.
-What the kernel says (SO_PEERCRED, pidfd) is trusted, what the worker says is only compared with it.
+What the kernel says (SO_PEERCRED, pidfd) is trusted, what the worker says is compared with it before anything is told.
 """
 
 from __future__ import annotations

@@ -252,8 +252,9 @@ class Session:
             await asyncio.gather(enclosing, return_exceptions=True)
             raise
         except Exception:
-            process.signal(signal.SIGKILL)
+            # In this order: a scope that is made of one that has died would be left to nobody.
             await asyncio.gather(enclosing, return_exceptions=True)
+            process.signal(signal.SIGKILL)
             if self._scope is not None:
                 await self._scope.end(LEFTOVER_GRACE)
             process.close()
@@ -297,8 +298,9 @@ class Session:
 
     def _pane_before(self, server: Pidfd) -> str | None:
         before = self._before
-        same = before is not None and (before.server, before.server_born) == (server.pid, server.born)
-        return before.pane if before is not None and same else None
+        if before is None or (before.server, before.server_born) != (server.pid, server.born):
+            return None
+        return before.pane
 
     async def _hand_over(
         self, process: Pidfd, ticket: Ticket, prepared: Prepared, env: dict[str, str], admitted: asyncio.Future[None]

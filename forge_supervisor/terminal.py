@@ -186,9 +186,11 @@ class Terminal:
         there = ("-t", pane)
         reset = ("copy-mode", "-q", *there, ";", "send-keys", "-R", *there, ";")
         spawn = ("respawn-pane", *there, "-c", "/", *panes.words(argv), ";")
+        # Not before: a pane in which something else lives is not ours.
+        mark = ("set-option", "-p", *there, panes.MARK, agent, ";")
         tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        prepare = (*reset, "set-option", "-p", *there, panes.MARK, agent, ";", *panes.settings(pane, invocation))
-        return _opened(self._server.cmd(*prepare, *spawn, *panes.pipe(pane), *tell), agent)
+        prepare = (*reset, *panes.settings(pane, invocation))
+        return _opened(self._server.cmd(*prepare, *spawn, *mark, *panes.pipe(pane), *tell), agent)
 
     def _create(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         name = f"agent-{agent}"
@@ -349,6 +351,7 @@ class Terminal:
         name = f"agent-{agent}"
         if name in self._server.cmd("list-sessions", "-F", "#{session_name}").stdout:
             self._server.cmd("kill-session", target=f"={name}")
+
 
 def _wanted() -> str:
     return f"{OLDEST[0]}.{OLDEST[1]} or newer is needed (apt-get install tmux)"

@@ -184,9 +184,8 @@ class SystemdPlacement:
             except ManagerError:
                 if manager.invocation(unit) is None:
                     raise
-                result = "done"
-                if not await self._encloses(manager, unit, process):
-                    result = await manager.start_transient(unit, told, mode=self._mode)
+                there = await self._encloses(manager, unit, process)
+                result = "done" if there else await manager.start_transient(unit, told, mode=self._mode)
             if process.dead:
                 # Until now nobody else could have its pid; and who may have it since is not ours to end.
                 manager.abandon(unit)

@@ -22,6 +22,7 @@ from forge_supervisor.worker.observing import Observing
 
 if TYPE_CHECKING:
     from forge_supervisor.worker.messages import Answer, AnyRequest
+
 THREADS = 64
 """At once; each mostly waits for a tmux client or a dying process."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +53,6 @@ class ActionError(Exception):
 class Actions:
     def __init__(self, terminal: Terminal, home: Path) -> None:
         self._terminal = terminal
-        # Few: it is all computing, and a hundred threads that compute keep those waiting that ask tmux.
-        self._beside = ThreadPoolExecutor(2)
         self.home = home
         self._handlers: dict[type, Callable[[Any], Answer]] = {
             FindServer: self._find_server,
@@ -105,11 +102,9 @@ class Actions:
 
     def _collect(self, request: Collect) -> Collected:
         self._revive(request.server)
-        # While tmux is asked, as with a hundred agents it takes as long to look through all processes.
-        looking = self._beside.submit(self._survivors, request.invocation, request.pid)
         exit_, screen = self._ending(request.pane, request.pid)
-        # Not before: what is left may write on the screen as it ends.
-        cleared = self._clear(request.invocation, request.pid) if looking.result() else processes.Cleared()
+        # Not before: what is left may write on the screen as it ends, and tmux may start more (hook pane-died).
+        cleared = self._clear(request.invocation, request.pid)
         return Collected(
             code=exit_.code,
             signal=exit_.signal,
@@ -154,19 +149,14 @@ class Actions:
             # What it left behind has to be cleared even if its exit cannot be told.
             return Exit(lost=True), []
 
-    def _survivors(self, invocation: str, sid: int) -> list[int]:
-        return processes.survivors(invocation, sid, self._spare())
-
     def _clear(self, invocation: str, sid: int) -> processes.Cleared:
-        return processes.clear(invocation, sid, LEFTOVER_GRACE, self._spare())
-
-    def _spare(self) -> tuple[int, ...]:
-        """Name the tmux server, which somebody may have started from within a session."""
         try:
             server = self._terminal.server_pid()
         except TerminalError:
             server = None
-        return () if server is None else (server,)
+        # Somebody may have started the tmux server from within a session.
+        spare = () if server is None else (server,)
+        return processes.clear(invocation, sid, LEFTOVER_GRACE, spare)
 
 
 def from_environment() -> Actions:

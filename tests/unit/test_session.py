@@ -171,6 +171,21 @@ def test_one_that_follows_another_on_the_same_tmux_server_is_opened_in_its_pane(
     assert asyncio.run(scenario()) == [None, "%0", None]
 
 
+def test_a_failed_preparation_leaves_the_pane_of_the_session_before_as_it_is(tmp_path: Path) -> None:
+    async def scenario() -> tuple[str, list[str]]:
+        async with stage(tmp_path, "/bin/true") as s:
+            first, second = s.session(), s.session()
+            await whole(first)
+            s.realm.findings = [Finding(key="cwd", text="is gone", fatal=True)]
+            second.follow(first)
+            with pytest.raises(LaunchError) as failure:
+                await second.launch()
+            return str(failure.value), [request.kind for request in s.realm.asked]
+
+    said, asked = asyncio.run(scenario())
+    assert (said, asked.count("open")) == ("is gone", 1)
+
+
 def test_an_examination_starts_nothing_and_tells_what_would_be_in_the_way(tmp_path: Path) -> None:
     async def scenario() -> tuple[list[str], str, list[str]]:
         async with stage(tmp_path, "/bin/true") as s:
