@@ -319,10 +319,14 @@ class Session:
 
     async def _enclose(self, process: Pidfd) -> None:
         """Put it in its scope, before it can have children."""
+        limits = self._resources
         try:
-            self._scope = await self._realm.placement.enclose(self._agent.name, process, self._resources)
+            self._scope = await self._realm.placement.enclose(self._agent.name, process, limits)
         except PlacementError as error:
             raise LaunchError("", str(error)) from error
+        # It may have been given others while its scope was made.
+        if self._resources != limits:
+            self.limit(self._resources)
 
     async def _early_death(self) -> LaunchError:
         exit_, screen, _ = await self.collect()

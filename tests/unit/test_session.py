@@ -18,6 +18,7 @@ import pytest
 from forge_supervisor import events, session, units
 from forge_supervisor.agent import Lifecycle
 from forge_supervisor.config import Agent, HarnessSettings, Library
+from forge_supervisor.config_resources import Resources
 from forge_supervisor.declared import Declared
 from forge_supervisor.handshake import SCRIPT, Handshake, LaunchError
 from forge_supervisor.launch import GAVE_UP
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from forge_supervisor.config_resources import Resources
 
 AGENT = Agent.model_validate({"name": "scout", "run_as": "team", "harness": "command", "command": ("x",)})
 GONE: dict[str, Any] = {"screen": [], "terminated": 0, "killed": 0, "left": 0}
@@ -537,6 +537,33 @@ class Scopes(units.DirectPlacement):
         if self.made is None:
             raise units.PlacementError("forge-agent-scout.scope cannot be made: no")
         return self.made
+
+
+class SlowScopes(Scopes):
+    def __init__(self, scope: FakeScope) -> None:
+        super().__init__(scope)
+        self.asked, self.done = asyncio.Event(), asyncio.Event()
+
+    async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> units.Scope:
+        self.asked.set()
+        await self.done.wait()
+        return await super().enclose(agent, process, resources)
+
+
+def test_limits_that_are_given_while_the_scope_is_made_hold(tmp_path: Path) -> None:
+    async def scenario() -> list[Resources]:
+        async with stage(tmp_path, "/bin/true") as s:
+            scope = FakeScope(Cleared())
+            s.realm.placement = scopes = SlowScopes(scope)
+            session = s.session()
+            ending = asyncio.create_task(whole(session))
+            await scopes.asked.wait()
+            session.limit(Resources(tasks_max=7))
+            scopes.done.set()
+            await ending
+            return scope.limited
+
+    assert asyncio.run(scenario()) == [Resources(tasks_max=7)]
 
 
 def test_what_only_the_scope_has_found_is_told(tmp_path: Path) -> None:
