@@ -214,9 +214,10 @@ class Lifecycle(Memory):
         )
         if self.state is State.STARTING:
             self._enter(State.RUNNING)
+        else:
+            self.changed()
         if self.stop_requested:
             self._terminate()
-        self.changed()
 
     def found(self) -> None:
         """Take note that the session of an earlier supervisor lives."""
@@ -260,7 +261,8 @@ class Lifecycle(Memory):
         self._cancel_timer()
         if self.state is State.RUNNING:
             self._enter(State.STOPPING)
-        self.changed()
+        else:
+            self.changed()
 
     def exited(
         self, exit_: Exit, screen: Sequence[str] = (), *, oom_killed: bool = False, unresumable: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -44,6 +45,10 @@ class Declared:
 
         Of the defaults it says nothing, so that a version that adds a key does not change all agents.
         """
+        return {**self._fingerprint}
+
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, str]:
         keys = _said(self.agent)
         keys[f"harnesses.{self.agent.harness}"] = _said(self.settings)
         keys.update({f"{key}.*": value for key, value in _said(self.granted).items()})

@@ -73,11 +73,14 @@ class Realm:
     def user(self) -> User:
         """Look the user up, once. Raises LaunchError."""
         if self._user is None:
-            try:
-                self._user = units.lookup(self._name)
-            except LookupError as error:
-                raise LaunchError("run_as", str(error)) from error
+            self._user = self._lookup(None)
         return self._user
+
+    def _lookup(self, known: User | None) -> User:
+        try:
+            return units.lookup(self._name, known)
+        except LookupError as error:
+            raise LaunchError("run_as", str(error)) from error
 
     @property
     def server_pid(self) -> int | None:
@@ -103,16 +106,13 @@ class Realm:
 
     def _look_again(self) -> None:
         """See whether the user is still the one that worker and tmux server run as."""
-        known, self._user = self._user, None
-        try:
-            now = self.user
-        except LaunchError:
-            self._user = known
-            raise
+        known = self._user
+        # The groups of what runs in a tmux server are those that it was started with.
+        now = self._lookup(None if self.server_pid is None else known)
         if known is not None and now.uid != known.uid:
-            self._user = known
             text = f'"{self._name}" had uid {known.uid} and has {now.uid} now (restart the supervisor)'
             raise LaunchError("run_as", text)
+        self._user = now
 
     async def ask(self, request: Request[AnswerT]) -> AnswerT:
         """Ask the worker, a new one if need be. Raises WorkerError, or LaunchError if there is no such user."""

@@ -113,9 +113,13 @@ class Store:
 
     def write(self, agent: str, saved: Saved) -> None:
         """Raises OSError."""
-        self._make_directory()
+        text = saved.model_dump_json()
         new = self._directory / f".{agent}.new"
-        new.write_text(saved.model_dump_json(), encoding="utf-8")
+        try:
+            new.write_text(text, encoding="utf-8")
+        except FileNotFoundError:
+            self._make_directory()
+            new.write_text(text, encoding="utf-8")
         new.replace(self._directory / f"{agent}.json")
 
     def remove(self, agent: str) -> None:

@@ -55,7 +55,7 @@ class Lab:
             patch(module, "Pidfd", lambda *args, **keys: FakePidfd(self.present.hand, *args, **keys))
         patch(realm, "Worker", SimpleNamespace(start=self._start_worker))
         patch(realm, "shutil", SimpleNamespace(which=lambda *_, **__: "/usr/bin/tmux"))
-        patch(units, "lookup", USERS.__getitem__)
+        patch(units, "lookup", lambda name, _known=None: USERS[name])
         patch(session, "_command_line", self._command_line)
         patch(fleet, "boot_id", lambda: "this")
         patch(Declared, "fingerprint", fingerprint)

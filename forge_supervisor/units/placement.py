@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -31,14 +31,22 @@ class User:
     shell: str
 
 
-def lookup(name: str) -> User:
-    """Find a user by name. Raises LookupError with a sentence."""
+def lookup(name: str, known: User | None = None) -> User:
+    """Find a user by name. Raises LookupError with a sentence.
+
+    Where passwd(5) still says of it what was `known`, it is that: to ask for groups can take as long as all else.
+    """
     try:
         entry = pwd.getpwnam(name)
     except (KeyError, ValueError):  # ValueError: a NUL
         raise LookupError(f'no such user "{name}" (create it: useradd -m {name})') from None
+    shell = entry.pw_shell or "/bin/sh"
+    if known is not None:
+        now = replace(known, uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir, shell=shell)
+        if now == known:
+            return known
     groups = tuple(os.getgrouplist(name, entry.pw_gid))
-    return User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, entry.pw_shell or "/bin/sh")
+    return User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, shell)
 
 
 def check_user(user: User) -> None:

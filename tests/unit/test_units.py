@@ -5,6 +5,7 @@ import logging
 import os
 import pwd
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,14 @@ def test_no_shell_in_the_password_file_is_bin_sh(monkeypatch: pytest.MonkeyPatch
     without = pwd.struct_passwd(("odd", "x", 4242, 4242, "", "/home/odd", ""))
     monkeypatch.setattr(pwd, "getpwnam", lambda _name: without)
     assert units.lookup("odd").shell == "/bin/sh"  # passwd(5)
+
+
+def test_who_is_known_is_asked_for_groups_again_only_if_something_else_has_changed() -> None:
+    user = units.lookup(SOMEBODY)
+    known = replace(user, groups=(4_000_000,))
+    assert units.lookup(SOMEBODY, known) is known
+    assert units.lookup(SOMEBODY, replace(known, home="/elsewhere")) == user
+    assert units.lookup(SOMEBODY, replace(known, uid=4_000_000)) == user
 
 
 @pytest.mark.parametrize("name", ["no-such-user-here", "", "a\0b"])
