@@ -157,8 +157,13 @@ class Session:
         By then all that it left behind is gone.
         """
         if self._outcome is None:
-            exit_, screen, cleared = await self._collected()
-            if self._scope is not None:
+            async with asyncio.TaskGroup() as group:
+                asking = group.create_task(self._collected())
+                await asyncio.sleep(0)
+                # While the worker asks. As a rule all that was in it has ended with the main process.
+                over = self._scope is None or self._scope.is_over()
+            exit_, screen, cleared = asking.result()
+            if self._scope is not None and not over:
                 cleared = _sum(cleared, await self._scope.end(LEFTOVER_GRACE))
             self._tell_leftovers(cleared)
             self._outcome = exit_, screen, cleared.oom_killed

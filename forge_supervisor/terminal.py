@@ -284,7 +284,8 @@ class Terminal:
             time.sleep(next(pauses))
 
     def _row_and_screen(self, pane_id: str, lines: int) -> tuple[Row | None, list[str]]:
-        listing = ("list-panes", "-a", "-f", f"#{{==:#{{pane_id}},{pane_id}}}", "-F", panes.FORMAT)
+        # Of its window alone: among hundreds each takes its time.
+        listing = ("list-panes", "-t", pane_id, "-f", f"#{{==:#{{pane_id}},{pane_id}}}", "-F", panes.FORMAT)
         try:
             # By one client, as each takes its time to start.
             told = self._server.cmd(*listing, ";", *panes.capture(lines), "-t", pane_id).stdout
@@ -293,10 +294,7 @@ class Terminal:
         except TerminalError:
             # As a rule the pane is gone. In the very moment in which it is there again it is another's.
             return next((row for row in self._rows("#{pane_id}", pane_id) if row.pane.id == pane_id), None), []
-        first = told[0] if told else ""
-        # A window that is linked to two sessions is listed twice.
-        listed = sum(1 for _ in itertools.takewhile(first.__eq__, told))
-        return panes.row(first), panes.tail(told[listed:], lines)
+        return panes.row(told[0] if told else ""), panes.tail(told[1:], lines)
 
     def _nudge(self) -> None:
         """Make the server collect its dead children.

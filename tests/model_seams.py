@@ -268,9 +268,12 @@ class _Scope:
 
     def limit(self, _resources: object) -> None: ...
 
+    def is_over(self) -> bool:
+        return self._process is None or self._process.exit is not None or self._hand.dead
+
     async def end(self, _grace: float) -> Cleared:
         process = self._process
-        if process is None or process.exit is not None or self._hand.dead:
+        if process is None or self.is_over():
             return Cleared()
         self._hand.act("end scope", lambda: self._hand.world.kill(process))
         return Cleared(terminated=1)

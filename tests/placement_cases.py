@@ -21,7 +21,9 @@ import pytest
 import sdnotify
 
 from forge_supervisor import units
-from forge_supervisor.units import Placement, PlacementError, Process, SystemdPlacement, User
+from forge_supervisor.config_resources import Resources
+from forge_supervisor.pidfd import Pidfd
+from forge_supervisor.units import Cleared, Placement, PlacementError, Process, SystemdPlacement, User
 from forge_supervisor.units.manager import Manager
 from forge_supervisor.units.systemd import manager_path
 
@@ -423,6 +425,20 @@ async def asking_for_units_that_are_gone_costs_no_memory(placement: Placement, _
     assert resident() < before + 500_000
 
 
+async def a_scope_is_over_once_nothing_is_in_it(placement: Placement, user: User) -> None:
+    process = await placement.run("case", user, ["/bin/sleep", "1000"], env={})
+    pinned = Pidfd(process.pid, user.uid)
+    scope = await placement.enclose("case", pinned, Resources())
+    assert not scope.is_over()
+    assert not placement.scope("case").is_over()
+    pinned.signal(signal.SIGKILL)
+    await is_gone("forge-agent-case.scope")
+    assert scope.is_over()
+    assert placement.scope("case").is_over()
+    assert await scope.end(0) == Cleared()
+    pinned.close()
+
+
 SYSTEMD_CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
     case.__name__: case
     for case in (
@@ -436,6 +452,7 @@ SYSTEMD_CASES: dict[str, Callable[[Placement, User], Awaitable[None]]] = {
         systemd_may_be_reexecuted_at_any_time,
         a_unit_has_not_ended_because_systemd_reloads,
         asking_for_units_that_are_gone_costs_no_memory,
+        a_scope_is_over_once_nothing_is_in_it,
     )
 }
 

@@ -252,6 +252,9 @@ class _NoScope:
     def limit(self, resources: Resources) -> None:
         """Nothing holds processes to limits; the supervisor has said so."""
 
+    def is_over(self) -> bool:
+        return True
+
     async def end(self, grace: float) -> Cleared:  # noqa: ARG002 - see Scope
         return Cleared()
 

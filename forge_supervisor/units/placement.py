@@ -88,6 +88,10 @@ class Scope(Protocol):
         """Give it other limits while it runs. Raises PlacementError."""
         ...
 
+    def is_over(self) -> bool:
+        """Whether it is known to be gone, and nothing to have been killed for memory in it: there is nothing to end."""
+        ...
+
     async def end(self, grace: float) -> Cleared:
         """SIGTERM to all that is in it, up to `grace` seconds to end, then SIGKILL. Raises nothing."""
         ...

@@ -287,6 +287,13 @@ class _SystemdScope:
         except ManagerError as error:
             raise PlacementError(f"{self._unit} keeps its limits: {error}") from error
 
+    def is_over(self) -> bool:
+        if self._invocation is None:
+            return True
+        with contextlib.suppress(ManagerError), Manager(self._manager_path) as manager:
+            return manager.invocation(self._unit, loads=True) != self._invocation
+        return False
+
     async def end(self, grace: float) -> Cleared:
         if self._invocation is None:
             return Cleared()

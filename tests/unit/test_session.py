@@ -513,12 +513,16 @@ def test_a_session_without_a_user_is_lost_and_no_fault(tmp_path: Path) -> None:
 
 
 class FakeScope:
-    def __init__(self, cleared: Cleared) -> None:
+    def __init__(self, cleared: Cleared, *, over: bool = False) -> None:
         self.cleared = cleared
+        self.over = over
         self.limited: list[Resources] = []
 
     def limit(self, resources: Resources) -> None:
         self.limited.append(resources)
+
+    def is_over(self) -> bool:
+        return self.over
 
     async def end(self, _grace: float) -> Cleared:
         return self.cleared
@@ -577,6 +581,16 @@ def test_what_only_the_scope_has_found_is_told(tmp_path: Path) -> None:
     assert oom_killed
     cleared = [event for event in told if isinstance(event, events.LeftoversCleared)]
     assert [(event.terminated, event.killed) for event in cleared] == [(2, 1)]
+
+
+def test_a_scope_that_is_over_is_not_ended(tmp_path: Path) -> None:
+    async def scenario() -> list[events.Event]:
+        async with stage(tmp_path, "/bin/true") as s:
+            s.realm.placement = Scopes(FakeScope(Cleared(2, 1), over=True))
+            await whole(s.session())
+            return s.events
+
+    assert not [event for event in asyncio.run(scenario()) if isinstance(event, events.LeftoversCleared)]
 
 
 def test_an_agent_without_its_scope_does_not_get_to_run(tmp_path: Path) -> None:
