@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -244,11 +245,11 @@ def test_a_user_that_is_removed_or_renumbered_while_its_agent_runs(machine: Mach
         (pid,) = (pid for pid, line in machine.processes("fleeting").items() if "77777" in line)
         before = machine.read("/etc/passwd")
         for change, said in (
-            ("s/^fleeting:.*//", 'no such user "fleeting"'),
-            ("s/^fleeting:x:[0-9]*:/fleeting:x:54321:/", "and has 54321 now (restart the supervisor)"),
+            ((r"(?m)^fleeting:.*\n", ""), 'no such user "fleeting"'),
+            ((r"(?m)^fleeting:x:\d+:", "fleeting:x:54321:"), "and has 54321 now (restart the supervisor)"),
         ):
-            machine.write("/etc/passwd", before)
-            machine.run("sed", "-i", change, "/etc/passwd")
+            # At once: while the user is what it was, the agent is started.
+            machine.write("/etc/passwd", re.sub(*change, before))
             machine.run("sh", "-c", f"kill -9 {pid} 2>/dev/null; true")
             machine.wait_for(
                 "EVENT=agent_start_failed", "AGENT=fleeting", until=lambda e, said=said: said in e["PROBLEM"]  # type: ignore[misc]
