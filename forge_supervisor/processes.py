@@ -176,7 +176,7 @@ def _find(invocation: str | None, sid: int | None, spare: Collection[int]) -> li
 
 def _may_find(invocation: str | None, sid: int | None, spared: Collection[int]) -> bool:
     """Whether there may be any: as a rule there is none, and where there are hundreds of agents this takes a third."""
-    told = None if invocation is None else f"INVOCATION_ID={invocation}".encode()
+    told = None if invocation is None else os.fsencode(f"INVOCATION_ID={invocation}")
     for pid in _pids():
         if pid in spared:
             continue

@@ -89,11 +89,12 @@ class Realm:
 
     async def server(self) -> Pidfd:
         """Make sure of the user and the tmux server, and return that. Raises LaunchError."""
-        self._look_again()
+        self._look_again(afresh=False)
         if self._after is not None:
             await asyncio.wait([self._after])
         async with self._starting_server:
             if self._server is None or self._server.dead:
+                self._look_again(afresh=True)
                 try:
                     server = await self._start_server()
                 except (OSError, units.PlacementError, WorkerError) as error:
@@ -104,11 +105,13 @@ class Realm:
                 self._watching = asyncio.create_task(self._watch(server))
             return self._server
 
-    def _look_again(self) -> None:
-        """See whether the user is still the one that worker and tmux server run as."""
+    def _look_again(self, *, afresh: bool) -> None:
+        """See whether the user is still the one that worker and tmux server run as.
+
+        `afresh`: its groups too. All that is started in a tmux server has those that the server was started with.
+        """
         known = self._user
-        # The groups of what runs in a tmux server are those that it was started with.
-        now = self._lookup(None if self.server_pid is None else known)
+        now = self._lookup(None if afresh else known)
         if known is not None and now.uid != known.uid:
             text = f'"{self._name}" had uid {known.uid} and has {now.uid} now (restart the supervisor)'
             raise LaunchError("run_as", text)
@@ -147,6 +150,9 @@ class Realm:
             self._server.close()
 
     async def _start_worker(self) -> Worker:
+        # What is not right about its user is for the next launch to say: what runs needs a worker as before.
+        with contextlib.suppress(LaunchError):
+            self._look_again(afresh=True)
         try:
             return await Worker.start(self.placement, self.user, self._environment())
         except (OSError, units.PlacementError) as error:

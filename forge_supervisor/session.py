@@ -74,6 +74,8 @@ class Session:
         self._process: Pidfd | None = None
         self._server: Pidfd | None = None
         self._scope: Scope | None = None
+        self._enclosing: Resources | None = None
+        """With which limits its scope is made, or was."""
         self._owns_server = False
         self._given_up = asyncio.Event()
         self._outcome: tuple[Exit, list[str], bool] | None = None
@@ -157,12 +159,14 @@ class Session:
         By then all that it left behind is gone.
         """
         if self._outcome is None:
-            async with asyncio.TaskGroup() as group:
-                asking = group.create_task(self._collected())
+            asking = asyncio.create_task(self._collected())
+            try:
                 await asyncio.sleep(0)
                 # While the worker asks. As a rule all that was in it has ended with the main process.
-                over = self._scope is None or self._scope.is_over()
-            exit_, screen, cleared = asking.result()
+                over = self._scope is not None and self._scope.is_over()
+                exit_, screen, cleared = await asking
+            finally:
+                asking.cancel()
             if self._scope is not None and not over:
                 cleared = _sum(cleared, await self._scope.end(LEFTOVER_GRACE))
             self._tell_leftovers(cleared)
@@ -203,8 +207,13 @@ class Session:
         asyncio.get_running_loop().call_later(KILL_GRACE, self._given_up.set)
 
     def limit(self, resources: Resources) -> bool:
-        """Give what runs, or is about to, other limits; tell whether it has them."""
+        """Give what runs, or is about to, other limits; tell whether it has them.
+
+        While its scope is made that is not known: it gets them afterwards.
+        """
         self._resources = resources
+        if self._scope is None and self._enclosing is not None:
+            return resources == self._enclosing
         try:
             if self._scope is not None:
                 self._scope.limit(resources)
@@ -324,12 +333,11 @@ class Session:
 
     async def _enclose(self, process: Pidfd) -> None:
         """Put it in its scope, before it can have children."""
-        limits = self._resources
+        self._enclosing = limits = self._resources
         try:
             self._scope = await self._realm.placement.enclose(self._agent.name, process, limits)
         except PlacementError as error:
             raise LaunchError("", str(error)) from error
-        # It may have been given others while its scope was made.
         if self._resources != limits:
             self.limit(self._resources)
 

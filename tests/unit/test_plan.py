@@ -58,3 +58,9 @@ def test_the_order_of_a_set_is_no_difference_and_that_of_a_list_is() -> None:
 
 def test_a_key_at_its_default_is_no_difference() -> None:
     assert declared(enabled=True, restart={"policy": "on-failure"}).fingerprint() == declared().fingerprint()
+
+
+def test_a_fingerprint_is_its_owners_own() -> None:
+    one = declared()
+    one.fingerprint()["command"] = "not what it was"
+    assert one.fingerprint() == declared().fingerprint()

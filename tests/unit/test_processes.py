@@ -240,3 +240,13 @@ def test_clear_pane_finds_the_invocation(session: Session) -> None:
 
 def test_nothing_to_clear() -> None:
     assert clear(uuid.uuid4().hex, None, GRACE) == Cleared()
+
+
+def test_an_invocation_that_is_no_utf_8_is_one_like_others() -> None:
+    """Trap: whose it is, its user says."""
+    odd = subprocess.Popen(["/bin/sleep", "300"], env={b"INVOCATION_ID": b"\xff"}, start_new_session=True)
+    try:
+        assert clear_pane(odd.pid, GRACE) == Cleared(terminated=1)
+    finally:
+        odd.kill()
+        odd.wait()
