@@ -244,9 +244,13 @@ def test_nothing_to_clear() -> None:
 
 def test_an_invocation_that_is_no_utf_8_is_one_like_others() -> None:
     """Trap: whose it is, its user says."""
-    odd = subprocess.Popen(["/bin/sleep", "300"], env={b"INVOCATION_ID": b"\xff"}, start_new_session=True)
+    argv, pipe = ["/bin/sh", "-c", "echo up; read _"], subprocess.PIPE
+    odd = subprocess.Popen(argv, env={b"INVOCATION_ID": b"\xff"}, stdin=pipe, stdout=pipe, start_new_session=True)
     try:
+        assert odd.stdout is not None
+        # Before it has said so its environment may still be empty.
+        assert odd.stdout.readline() == b"up\n"
         assert clear_pane(odd.pid, GRACE) == Cleared(terminated=1)
     finally:
         odd.kill()
-        odd.wait()
+        odd.communicate()
