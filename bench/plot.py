@@ -14,7 +14,7 @@ COLOURS = {1: "#9ecae1", 50: "#4292c6", 200: "#084594"}
 PANELS = (
     ("restart", 1000, "killed → runs again, median, ms"),
     ("start", 1000, "start of all, from nothing, ms"),
-    ("pss", 1 / 2**20, "memory (PSS) of the supervisor and what stands beside it, MiB"),
+    ("pss", 1 / 2**20, "memory (PSS), with what stands beside it, MiB"),
 )
 
 
@@ -32,8 +32,8 @@ def svg(figures: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], peers:
         if bars:
             y = _panel(parts, y, f"{title} (each line is ten times the one before)", bars, peers, numbers)
     legend = "".join(
-        f'<rect x="{LEFT + 90 * i}" y="{y}" width="12" height="12" fill="{COLOURS.get(n, "#888")}"/>'
-        f'<text x="{LEFT + 90 * i + 17}" y="{y + 11}">{n} program{"" if n == 1 else "s"}</text>'
+        f'<rect x="{LEFT + 110 * i}" y="{y}" width="12" height="12" fill="{COLOURS.get(n, "#888")}"/>'
+        f'<text x="{LEFT + 110 * i + 17}" y="{y + 11}">{n} program{"" if n == 1 else "s"}</text>'
         for i, n in enumerate(numbers)
     )
     head = (
