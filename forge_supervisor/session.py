@@ -75,7 +75,7 @@ class Session:
         self._server: Pidfd | None = None
         self._scope: Scope | None = None
         self._enclosing: Resources | None = None
-        """With which limits its scope is made, or was."""
+        """With which limits its scope is made, or was, until it is over."""
         self._owns_server = False
         self._given_up = asyncio.Event()
         self._outcome: tuple[Exit, list[str], bool] | None = None
@@ -228,7 +228,7 @@ class Session:
         for pinned in (self._process, self._server if self._owns_server else None):
             if pinned is not None:
                 pinned.close()
-        self._process = self._scope = None
+        self._process = self._scope = self._enclosing = None
 
     async def _prepare(self, *, dry_run: bool = False) -> tuple[Prepared, Mapping[str, str]]:
         # What is only examined is not the agent's last start.
