@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
+LATEST = 253_402_300_800.0
+"""The year 10000, in seconds since 1970: no number of an activity is larger."""
+
 
 class Doing(StrEnum):
     STARTING = "starting"
@@ -128,6 +131,7 @@ class Tracker:
         is_another = self.login is not None and seen.login not in {"", self.login}
         if is_another and self.failed is not None and self.failed.doing is Doing.LOGGED_OUT:
             self.failed = None
+        seen = replace(seen, failed=_sane(seen.failed))
         self.seen, self.login = seen, seen.login
         if seen.doing is not Doing.STARTING:
             self._overdue = None
@@ -135,7 +139,7 @@ class Tracker:
         if seen.failed != self._seen_failed:
             self.failed = self._seen_failed = seen.failed
         if seen.gauges is not None:
-            self.gauges = seen.gauges
+            self.gauges = _sane_gauges(seen.gauges)
         self._date_limit(now)
 
     def is_unseen(self) -> None:
@@ -145,13 +149,13 @@ class Tracker:
     def heard(self, reported: Reported, now: float) -> None:
         """Take note of what a hook tells; `now` is in seconds since 1970."""
         if reported.gauges is not None:
-            self.gauges = reported.gauges
+            self.gauges = _sane_gauges(reported.gauges)
         if reported.turn == "ended":
             # A turn that came to its end has had an answer.
             self.failed = None
             self.has_answered = True
         elif reported.turn == "failed":
-            self.failed = reported.trouble
+            self.failed = _sane(reported.trouble)
         self._date_limit(now)
 
     def is_overdue(self, shown: str) -> None:
@@ -172,3 +176,19 @@ class Tracker:
         ends = [end for end in used_up if end is not None and end > now]
         if ends:
             self.failed = replace(self.failed, until=max(ends))
+
+
+def _within(value: float | None) -> float | None:
+    """Give what can be counted with: programs and users may say infinity, and what is no number at all (NaN)."""
+    return value if value is not None and 0 <= value <= LATEST else None
+
+
+def _sane(trouble: Activity | None) -> Activity | None:
+    return None if trouble is None else replace(trouble, until=_within(trouble.until))
+
+
+def _sane_gauges(gauges: Gauges) -> Gauges:
+    windows = (
+        Window(window.name, _within(window.used_percent) or 0.0, _within(window.resets_at)) for window in gauges.windows
+    )
+    return Gauges(_within(gauges.context_percent), tuple(windows))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from forge_supervisor import events
+from forge_supervisor.config_files import key_path
 from forge_supervisor.config_resources import Share
 from forge_supervisor.memory import State
 from forge_supervisor.policy import RateLimit
@@ -48,6 +49,8 @@ class Guards:
         self._emit = emit
         self._told: dict[Who, tuple[str, str]] = {}
         """The day on which it was last told of an agent that its budget is used up, and which."""
+        self._unpriced: dict[Who, set[str]] = {}
+        """Models without a price of which it was told."""
         self._too_large: dict[Who, RateLimit] = {}
         self.looking: set[asyncio.Task[None]] = set()
         """At what agents have used today."""
@@ -95,19 +98,32 @@ class Guards:
         if self._told.get(who) == this:
             return
         with contextlib.suppress(StoreError):  # it has been told
-            tokens, dollars = await self._used_since(who, round(midnight.timestamp() * 1_000_000))
+            tokens, dollars, unpriced = await self._used_since(who, round(midnight.timestamp() * 1_000_000))
+            if budget.daily_usd:
+                self._tell_unpriced(agent, unpriced)
             if tokens > (budget.daily_tokens or tokens) or dollars > (budget.daily_usd or dollars):
                 self._told[who] = this
                 # Another supervisor may have told, and whoever has started the agent again since has his reasons.
                 if await self._collector.exceeds(who, *this):
                     self._exceeded(agent, tokens, dollars)
 
-    async def _used_since(self, who: Who, since_usec: int) -> tuple[int, float]:
-        """Tell the tokens, and what they cost as far as that is known, in US dollars."""
+    async def _used_since(self, who: Who, since_usec: int) -> tuple[int, float, set[str]]:
+        """Tell the tokens, what they cost as far as that is known, in US dollars, and the models of which it is not."""
         prices = self._collector.prices
         sums = await self._collector.sums("agent", prices, since_usec, who[1])
         own = [one for one in sums if (one.agent, one.run_as) == who]
-        return sum(one.tokens.total for one in own), sum(prices.cost(one.tier, one.tokens) or 0.0 for one in own)
+        costs = [(one.model, prices.cost(one.tier, one.tokens)) for one in own]
+        unpriced = {model for model, cost in costs if cost is None}
+        return sum(one.tokens.total for one in own), sum(cost or 0.0 for _, cost in costs), unpriced
+
+    def _tell_unpriced(self, agent: Agent, models: set[str]) -> None:
+        told = self._unpriced.setdefault((agent.name, agent.run_as), set())
+        for model in sorted(models - told):
+            told.add(model)
+            key = key_path(agent.name, "budget.daily_usd")
+            way_out = "add it to prices.toml, or set daily_tokens"
+            text = f'does not see what "{model}" costs: no price of it is known ({way_out})'
+            self._emit(events.AgentWarning(agent=agent.name, run_as=agent.run_as, key=key, problem=text))
 
     def _exceeded(self, agent: Agent, tokens: int, dollars: float) -> None:
         stops = agent.budget.action == "stop"

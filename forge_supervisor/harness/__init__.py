@@ -222,14 +222,19 @@ def _installed(name: str) -> object:
 @cache
 def _maker(name: str) -> Callable[[], Harness]:
     # Each look reads what every installed distribution says of itself: milliseconds, several times a start.
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        if not entry.value.startswith(_OUR_OWN):
-            from forge_supervisor.harness import guarded  # noqa: PLC0415 - it is made of what is here
-
-            stranger = guarded.load(entry)
-            return lambda: stranger
-        maker: Callable[[], Harness] = entry.load()
+    entries = [*entry_points(group=ENTRY_POINT_GROUP, name=name)]
+    # No package takes the place of ours, wherever it is found.
+    if ours := [entry for entry in entries if entry.value.startswith(_OUR_OWN)]:
+        maker: Callable[[], Harness] = ours[0].load()
         return maker
+    if len({entry.value for entry in entries}) > 1:
+        told = ", ".join(sorted(entry.value for entry in entries))
+        raise LookupError(f'more than one package has a harness "{name}" ({told}): uninstall all but one')
+    if entries:
+        from forge_supervisor.harness import guarded  # noqa: PLC0415 - it is made of what is here
+
+        stranger = guarded.load(entries[0])
+        return lambda: stranger
     raise LookupError(f'no harness "{name}" is installed (installed: {", ".join(names())})')
 
 

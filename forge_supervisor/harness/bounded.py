@@ -11,6 +11,7 @@ import contextlib
 import subprocess
 import sysconfig
 import threading
+import time
 import traceback
 from collections import defaultdict
 from pathlib import Path
@@ -38,6 +39,10 @@ imported stays as it is."""
 MOST_HANGING = 8
 """Calls of one harness that do not end, beyond which there are no more."""
 
+SLOW_SEC = 0.1
+"""What takes longer is counted, and all calls of a method of `ONCE` may take so long but twice in `SLOW_WINDOW_SEC`."""
+SLOW_WINDOW_SEC = 60.0
+
 _STDLIB = sysconfig.get_path("stdlib")
 _OURS = str(Path(__file__).parents[1])
 _LONGEST = 300
@@ -53,6 +58,8 @@ class NonsenseError(Exception):
 
 _given_up: set[tuple[str, str]] = set()
 _hanging: defaultdict[str, list[threading.Thread]] = defaultdict(list)
+_slow: defaultdict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+"""When a slow call ended, and how long it took."""
 
 
 def bounded(harness: str, method: str, work: Callable[[], T]) -> T:
@@ -70,8 +77,13 @@ def bounded(harness: str, method: str, work: Callable[[], T]) -> T:
         raise BrokenHarnessError(f"{named} is not asked, for {len(left)} calls of it have not returned yet")
     call = _Call(work, name=f"{harness}.{method}")
     seconds = SECONDS.get(method, WORK_SEC)
+    if method in ONCE:
+        _check_pace(named, harness, method, 2 * seconds)
+    began = time.monotonic()
     call.start()
     call.join(seconds)
+    if method in ONCE and (took := time.monotonic() - began) > SLOW_SEC:
+        _slow[harness, method].append((began + took, took))
     if call.is_alive():
         call.interrupt()
         left.append(call)
@@ -80,6 +92,16 @@ def bounded(harness: str, method: str, work: Callable[[], T]) -> T:
         what = "could not be loaded" if method == "load" else f"did not return from {method}()"
         raise BrokenHarnessError(f"{named} {what} within {seconds:g} s")
     return call.outcome(named, method)
+
+
+def _check_pace(named: str, harness: str, method: str, most: float) -> None:
+    """Refuse to have all wait for it again and again."""
+    since = time.monotonic() - SLOW_WINDOW_SEC
+    _slow[harness, method] = lately = [(ended, took) for ended, took in _slow[harness, method] if ended > since]
+    if (taken := sum(took for _, took in lately)) > most:
+        what = "to be loaded" if method == "load" else f"for {method}()"
+        text = f"{named} has taken {taken:.0f} s of the last {SLOW_WINDOW_SEC:g} {what}, and is not asked for a while"
+        raise BrokenHarnessError(text)
 
 
 class _Call(threading.Thread, Generic[T]):

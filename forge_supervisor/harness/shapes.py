@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from forge_supervisor.activity import Activity, Doing, Gauges, Reported, Seen, Window
+from forge_supervisor.activity import LATEST, Activity, Doing, Gauges, Reported, Seen, Window
 from forge_supervisor.config import AgentTable, Problem
 from forge_supervisor.harness import File, JsonSeed, LaunchPlan, Link
 from forge_supervisor.harness.bounded import NonsenseError
@@ -23,6 +22,9 @@ T = TypeVar("T")
 
 MOST = 10_000
 """Things that one answer may have."""
+MOST_TEXT = 1_000_000
+"""Characters that all problems of one answer may have together, and so all words and variables of a plan."""
+MOST_VERSION = 300
 _SEEN = (Doing.STARTING, Doing.WORKING, Doing.IDLE, Doing.WAITING)
 
 
@@ -64,6 +66,7 @@ def problems(value: object) -> list[Problem]:
     for problem in found:
         text(problem.key, "the key of a Problem")
         text(problem.text, "the text of a Problem")
+    _check_length((word for problem in found for word in (problem.key, problem.text)), "problems")
     return found
 
 
@@ -102,34 +105,51 @@ def plan(value: object, of: Paths) -> LaunchPlan:
     if not one(found.cwd, Path).is_absolute():
         raise NonsenseError(f"the cwd {found.cwd}, which is no absolute path")
     env = {_variable(name): text(value, f"the value of {name}") for name, value in _mapping(found.env).items()}
+    _check_length((*argv, *env, *env.values()), "argv and env")
+    # Each once: what is iterated over may be gone then.
+    found = replace(
+        found,
+        argv=tuple(argv),
+        env=env,
+        folders=tuple(each(found.folders, Path)),
+        closed=tuple(each(found.closed, Path)),
+        files=tuple(each(found.files, File)),
+        links=tuple(each(found.links, Link)),
+        seeds=tuple(each(found.seeds, JsonSeed)),
+    )
     _check_written(found, of)
     one(found.resumes, bool)
-    return replace(found, argv=tuple(argv), env=env)
+    return found
+
+
+def _check_length(words: Iterable[str], what: str) -> None:
+    if sum(map(len, words)) > MOST_TEXT:
+        raise NonsenseError(f"{what} of more than {MOST_TEXT} characters")
 
 
 def _check_written(found: LaunchPlan, of: Paths) -> None:
     own = (of.state, of.launch, of.discord)
-    for folder in each(found.folders, Path):
+    for folder in found.folders:
         _inside(folder, own, or_itself=True)
-    for folder in each(found.closed, Path):
+    for folder in found.closed:
         _inside(folder, own)
-    for file in each(found.files, File):
+    for file in found.files:
         _inside(file.path, own)
         text(file.text, f"the text of {file.path}")
-    for link in each(found.links, Link):
+    for link in found.links:
         _inside(link.path, (of.state,))
         text(str(one(link.target, Path)), f"the target of {link.path}")
-    for seed in each(found.seeds, JsonSeed):
+    for seed in found.seeds:
         for place in (seed.path, seed.lock):
             if not one(place, Path).is_absolute() or ".." in place.parts:
                 raise NonsenseError(f"a JsonSeed in {place}, which is no absolute path")
-        each(seed.removed, str)
+        each(one(seed.removed, frozenset), str)
         try:
             json.dumps(_mapping(seed.values), allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             raise NonsenseError(f"values for {seed.path} that are no JSON") from None
     for origin in (thing.origin for things in (found.files, found.links, found.seeds) for thing in things):
-        each(origin, str)
+        each(one(origin, tuple), str)
 
 
 def _inside(path: object, directories: tuple[Path, ...], *, or_itself: bool = False) -> None:
@@ -154,7 +174,10 @@ def _variable(value: object) -> str:
 
 
 def version(value: object) -> str:
-    return text(value, "a version")
+    found = text(value, "a version")
+    if len(found) > MOST_VERSION:
+        raise NonsenseError(f"a version of more than {MOST_VERSION} characters")
+    return found
 
 
 def paths(value: object, most: int) -> list[Path]:
@@ -208,7 +231,7 @@ def _check_gauges(value: object) -> None:
 
 
 def _number(value: object) -> None:
-    if value is not None and (not isinstance(value, float | int) or not math.isfinite(value)):
+    if value is not None and (not isinstance(value, float | int) or not 0 <= value <= LATEST):
         raise NonsenseError(f"{_shown(value)} instead of a number")
 
 

@@ -9,6 +9,7 @@ import forge_supervisor.lean  # noqa: F401 - before all that loads what it does
 
 # isort: split
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -23,15 +24,17 @@ from forge_supervisor.worker.observing import Observing
 if TYPE_CHECKING:
     from forge_supervisor.worker.messages import Answer, AnyRequest
 
+_TOO_LONG = "what there is to tell takes {} bytes, and {} is the most (mind what its harness returns, and large files)"
 THREADS = 64
 """At once; each mostly waits for a tmux client or a dying process."""
 
 
 async def serve(connection: socket.socket, actions: Actions) -> None:
     reader, writer = await asyncio.open_connection(sock=connection, limit=LINE_LIMIT)
-    desk = _Desk(writer, actions)
-    while line := await reader.readline():
-        desk.take(RequestLine.model_validate_json(line))
+    with contextlib.closing(writer):
+        desk = _Desk(writer, actions)
+        while line := await reader.readline():
+            desk.take(RequestLine.model_validate_json(line))
 
 
 class _Desk:
@@ -60,6 +63,9 @@ class _Desk:
         try:
             answer = await self._do(request)
             reply = encode(AnswerLine(id=identifier, answer=answer.model_dump()))
+            if len(reply) >= LINE_LIMIT:
+                # The supervisor would let go of this worker, and with it of all that others wait for.
+                reply = encode(AnswerLine(id=identifier, error=_TOO_LONG.format(len(reply), LINE_LIMIT)))
         except asyncio.CancelledError:
             reply = _given_up(identifier)
         except ActionError as error:

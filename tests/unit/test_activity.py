@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,3 +194,15 @@ def test_after_a_turn_that_ended_well_nothing_is_wrong(told: list[Reported | See
             one.heard(word, NOW)
     one.heard(ENDED, NOW)
     assert one.trouble is None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1.7e308, -1.0])
+def test_numbers_that_nobody_can_count_with_are_none(number: float) -> None:
+    """Trap: users and programs say them, and one agent's would be in the way of the list of all."""
+    gauges = Gauges(number, (Window("week", number, number),))
+    limited = replace(LIMITED, until=number)
+    seeing, hearing = tracker(replace(IDLE, failed=limited, gauges=gauges)), tracker(IDLE)
+    hearing.heard(Reported("failed", trouble=limited, gauges=gauges), NOW)
+    for made in (seeing, hearing):
+        assert made.gauges == Gauges(None, (Window("week", 0.0, None),))
+        assert made.activity == replace(LIMITED, until=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from forge_harness_broken import MADE, METHODS, NAMES, WAYS, attribute
 from forge_supervisor import harness
 from forge_supervisor.config import Agent, Config, Library
 from forge_supervisor.declared import Declared
-from forge_supervisor.harness import BrokenHarnessError, LaunchPlan, Paths, Subject, bounded
+from forge_supervisor.harness import BrokenHarnessError, File, LaunchPlan, Paths, Subject, bounded, shapes
 from forge_supervisor.harness.activity import TellsActivity
 from forge_supervisor.harness.guarded import Guarded, at_length
 from forge_supervisor.harness.transcripts import KeepsTranscripts
@@ -65,6 +66,7 @@ def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(bounded, "WORK_SEC", given)
     monkeypatch.setattr(bounded, "_given_up", set())
     monkeypatch.setattr(bounded, "_hanging", type(bounded._hanging)(list))
+    monkeypatch.setattr(bounded, "_slow", type(bounded._slow)(list))
     harness._maker.cache_clear()
     yield
     harness._maker.cache_clear()
@@ -128,6 +130,37 @@ def test_the_configuration_is_read_whatever_is_wrong(name: str) -> None:
     assert [problem.key for problem in found] == (["harness"] if method in {"load", "check", "secrets"} else [])
     assert "role" in harness.meant(name)
     assert harness.stop_exit_status(name) == frozenset()
+
+
+def test_what_is_slow_again_and_again_in_the_supervisor_is_not_asked_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounded, "SECONDS", {"check": 0.3, "plan": 0.3})
+    monkeypatch.setattr(bounded, "SLOW_SEC", 0.0)
+    asked = 0
+
+    def ask(method: str = "check") -> None:
+        nonlocal asked
+        bounded.bounded("slow", method, lambda: time.sleep(0.05))
+        asked += 1
+
+    def ask_often() -> None:
+        while True:
+            ask()
+
+    assert said(ask_often).endswith("1 s of the last 60 for check(), and is not asked for a while")
+    assert 1 < asked <= 13
+    # Which nobody but the agent itself waits for.
+    for _ in range(13):
+        ask("plan")
+    monkeypatch.setattr(bounded, "SLOW_WINDOW_SEC", 0.0)
+    ask()
+
+
+def test_what_can_be_iterated_over_but_once_is_not_lost() -> None:
+    file = File(PATHS.state / "a", "text")
+    made = LaunchPlan(argv=("/bin/true",), cwd=PATHS.state, env={}, files=(one for one in [file]))  # type: ignore[arg-type]
+    assert shapes.plan(made, PATHS).files == (file,)
 
 
 @pytest.mark.parametrize("way", ["hangs", "spins"])

@@ -241,7 +241,10 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         "argument",
-        ["-m", "--model=x", "--yolo", "-s", "resume", "exec", "-p", "--dangerously-bypass-approvals-and-sandbox"],
+        [
+            *("-m", "--model=x", "--yolo", "-s", "resume", "exec", "unarchive", "--", "-p"),
+            "--dangerously-bypass-approvals-and-sandbox",
+        ],
     )
     def test_options_that_other_keys_set(self, argument: str) -> None:
         ((key, text),) = refused(extra_args=(argument,))

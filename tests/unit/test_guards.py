@@ -103,6 +103,22 @@ def test_a_budget_is_exceeded_once_a_day(
     asyncio.run(scene())
 
 
+def test_a_budget_in_dollars_that_cannot_see_a_models_price_says_so_once(tmp_path: Path) -> None:
+    async def scenario(budget: dict[str, object]) -> list[tuple[str, str]]:
+        scene = Scene(tmp_path, budget=budget)
+        for _ in range(2):
+            await scene.turn(model="gpt-6-sol")
+        await scene.turn(model="gpt-6-lua")
+        await scene.close()
+        return [(event.key, event.problem) for event in scene.told if isinstance(event, events.AgentWarning)]
+
+    problem = 'does not see what "gpt-6-{}" costs: no price of it is known (add it to prices.toml, or set daily_tokens)'
+    assert asyncio.run(scenario({"daily_usd": 1.0})) == [
+        ("agents.scout.budget.daily_usd", problem.format(name)) for name in ("sol", "lua")
+    ]
+    assert asyncio.run(scenario({"daily_tokens": 10_000_000})) == []
+
+
 def test_another_supervisor_does_not_tell_again_but_of_another_budget(tmp_path: Path) -> None:
     async def scene() -> None:
         for number, (most, told) in enumerate([(3000, [(4000, True)]), (3000, []), (9000, [(10_000, True)])]):

@@ -29,6 +29,21 @@ def problems(declared: Agent, *explicit: str) -> list[tuple[str, str]]:
     return [(problem.key, problem.text) for problem in harness.check_agent(declared, frozenset(explicit), Library())]
 
 
+def test_no_package_takes_the_place_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = EntryPoint("command", "forge_supervisor.harness.command:Command", harness.ENTRY_POINT_GROUP)
+    strangers = EntryPoint("command", "stranger:Command", harness.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(harness, "entry_points", lambda **_: [strangers, ours])
+    harness._maker.cache_clear()
+    assert isinstance(harness.load("command"), Command)
+
+
+def test_two_packages_with_a_harness_of_one_name_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = [EntryPoint("other", f"{module}:Other", harness.ENTRY_POINT_GROUP) for module in ("one", "another")]
+    monkeypatch.setattr(harness, "entry_points", lambda **_: two)
+    with pytest.raises(LookupError, match=r'has a harness "other" \(another:Other, one:Other\): uninstall all but one'):
+        harness.load("other")
+
+
 def test_harnesses_are_found_by_their_entry_points() -> None:
     assert harness.names() == ["claude-code", "codex", "command"]
     assert isinstance(harness.load("command"), Command)

@@ -131,3 +131,13 @@ def test_no_supervisor_carries_what_others_load() -> None:
         "assert not loaded, loaded; import rich"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_a_harness_has_begun_is_not_waited_for() -> None:
+    """Trap: python joins the threads of a pool as it ends, whoever has made that."""
+    program = (
+        "import sys, time; from concurrent.futures import ThreadPoolExecutor; from forge_supervisor import main;"
+        "ThreadPoolExecutor().submit(time.sleep, 300); sys.argv[1:] = ['--version']; main.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout.split()[0], run.stderr) == (0, "forge-supervisor", "")

@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import pwd
+import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from control_lab import no_complaints
@@ -17,8 +19,11 @@ from forge_supervisor import units
 from forge_supervisor.config import Agent, HarnessSettings, Library
 from forge_supervisor.units import DirectPlacement, Process, User
 from forge_supervisor.worker import client
+from forge_supervisor.worker.__main__ import serve
 from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import (
+    LINE_LIMIT,
+    AnswerLine,
     Close,
     Collect,
     Collected,
@@ -34,7 +39,8 @@ from forge_supervisor.worker.messages import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-    from pathlib import Path
+
+    from forge_supervisor.worker.actions import Actions
 
 ME = units.lookup(pwd.getpwuid(os.getuid()).pw_name)
 PRELUDE = """
@@ -296,6 +302,34 @@ def test_without_a_server_an_exit_is_lost_and_not_success(real_env: dict[str, st
     found, collected = asyncio.run(scenario())
     assert found.pid is None
     assert (collected.code, collected.signal) == (None, None)
+
+
+def test_an_answer_that_is_too_long_is_an_error_of_that_question_alone() -> None:
+    class Talker:
+        home = Path("/")
+
+        def do(self, request: object) -> Prepared:
+            much = LINE_LIMIT if request == FIND else 1
+            return Prepared(argv=["/bin/true"], cwd="/", env={"A": "x" * much}, findings=[])
+
+    async def scenario() -> list[AnswerLine]:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
+        serving = asyncio.create_task(serve(theirs, cast("Actions", Talker())))
+        answers = []
+        for number, request in enumerate((FIND, FindServer(wait=True))):
+            writer.write(encode(RequestLine(id=number, request=request)))
+            answers.append(AnswerLine.model_validate_json(await reader.readline()))
+        writer.close()
+        await serving
+        await asyncio.sleep(0)  # in which the sockets are closed
+        return answers
+
+    too_long, after = asyncio.run(scenario())
+    assert "is the most" in (too_long.error or "")
+    assert after.error is None
+    assert after.answer is not None
+    assert after.answer["env"] == {"A": "x"}
 
 
 def observe(directory: Path, *, harness: str = "claude-code") -> Observe:

@@ -28,8 +28,8 @@ _ELSEWHERE = "the agent would run where nobody watches it"
 _OTHERWISE = "the agent would do something else than wait at its prompt"
 _COMMANDS = (
     "a", "agents", "app-server", "apply", "archive", "cloud", "completion", "debug", "delete", "doctor", "e", "exec",
-    "features", "help", "login", "logout", "mcp", "mcp-server", "plugin", "queue", "remote-control", "review",
-    "sandbox", "update",
+    "exec-server", "features", "help", "login", "logout", "mcp", "mcp-server", "migrate-nfs-db", "migrate-rollouts",
+    "plugin", "queue", "remote-control", "review", "sandbox", "unarchive", "update",
 )  # fmt: skip
 _OPTIONS = {
     "--add-dir": "use add_dirs",
@@ -50,6 +50,8 @@ _OPTIONS = {
     "--sandbox": "use permissions",
     "-s": "use permissions",
     "--worktree": _ELSEWHERE,
+    # What comes after it is no option any more, nor the command by which it is resumed.
+    "--": _OTHERWISE,
     **dict.fromkeys(("resume", "fork"), "use resume"),
     **dict.fromkeys(_COMMANDS, _OTHERWISE),
 }
