@@ -236,7 +236,10 @@ def test_limits_change_while_an_agent_runs(machine: Machine, start: Callable[[st
     pid = state(machine, "adopted-calm")["session"]["pid"]
     assert limits() == {"MemoryMax": str(100 * 1024**2), "TasksMax": "5", "CPUWeight": "[not set]"}
     machine.write(CONFIG, limited.replace("100M", "200M").replace("tasks_max = 5", "cpu_weight = 50"))
+    begin = now(machine)
     machine.run("systemctl", "reload", UNIT)
+    # systemd does not wait for it where the signal's sender ends before the supervisor has told that it reloads.
+    machine.wait_for("EVENT=supervisor_reloaded", until=since(begin))
     assert limits() == {"MemoryMax": str(200 * 1024**2), "TasksMax": "infinity", "CPUWeight": "50"}
     machine.write(CONFIG, limited)
     machine.run("systemctl", "restart", UNIT)
@@ -318,6 +321,7 @@ def test_a_slow_stop_holds_up_neither_a_reload_nor_a_restart(machine: Machine, s
     machine.run("systemctl", "reload", UNIT, timeout=12)
     machine.write(CONFIG, AGENTS + '[agents.adopted-new]\ncommand = ["/bin/sleep", "4711"]\n')
     machine.run("systemctl", "reload", UNIT, timeout=12)
+    machine.wait_for("EVENT=agent_started", "AGENT=adopted-new", until=since(begin), timeout=12)
     assert "/bin/sleep 4711 " in agents(machine).values()
     machine.run("systemctl", "restart", UNIT, timeout=12)
     assert slow in agents(machine), "it has its time"
