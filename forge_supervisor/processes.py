@@ -154,9 +154,9 @@ class _Pinned:
 
 
 def _find(invocation: str | None, sid: int | None, spare: Collection[int]) -> list[_Process]:
-    if not _may_find(invocation, sid, {os.getpid(), *spare}):
-        return []
     spared = {os.getpid(), *spare}
+    if not _may_find(invocation, sid, spared):
+        return []
     everyone = {process.pid: process for process in _everyone() if process.pid not in spared}
     found = set() if invocation is None else {pid for pid in everyone if _invocation_of(pid) == invocation}
     # The kernel keeps a session's number from reuse while the session has members. So if a process of that pid lives

@@ -89,21 +89,22 @@ class Realm:
 
     async def server(self) -> Pidfd:
         """Make sure of the user and the tmux server, and return that. Raises LaunchError."""
-        self._look_again(afresh=False)
         if self._after is not None:
             await asyncio.wait([self._after])
         async with self._starting_server:
-            if self._server is None or self._server.dead:
-                self._look_again(afresh=True)
-                try:
-                    server = await self._start_server()
-                except (OSError, units.PlacementError, WorkerError) as error:
-                    raise LaunchError("", str(error)) from error
-                if self._server is not None:
-                    self._server.close()
-                self._server = server
-                self._watching = asyncio.create_task(self._watch(server))
-            return self._server
+            if self._server is not None and not self._server.dead:
+                self._look_again(afresh=False)
+                return self._server
+            self._look_again(afresh=True)
+            try:
+                server = await self._start_server()
+            except (OSError, units.PlacementError, WorkerError) as error:
+                raise LaunchError("", str(error)) from error
+            if self._server is not None:
+                self._server.close()
+            self._server = server
+            self._watching = asyncio.create_task(self._watch(server))
+            return server
 
     def _look_again(self, *, afresh: bool) -> None:
         """See whether the user is still the one that worker and tmux server run as.

@@ -44,6 +44,7 @@ LEFTOVER_GRACE = 2.0
 LAUNCH_GRACE = 5.0
 """Seconds in which a launch whose supervisor has died comes to its end, one way or the other."""
 
+
 class Session:
     def __init__(
         self,

@@ -40,7 +40,7 @@ MOST_HANGING = 8
 """Calls of one harness that do not end, beyond which there are no more."""
 
 SLOW_SEC = 0.1
-"""What takes longer is counted, and all calls of a method of `ONCE` may take so long but twice in `SLOW_WINDOW_SEC`."""
+"""What takes longer is counted: all such calls of a method of `ONCE` may take twice its time in `SLOW_WINDOW_SEC`."""
 SLOW_WINDOW_SEC = 60.0
 
 _STDLIB = sysconfig.get_path("stdlib")

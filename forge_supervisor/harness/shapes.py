@@ -122,9 +122,9 @@ def plan(value: object, of: Paths) -> LaunchPlan:
     return found
 
 
-def _check_length(words: Iterable[str], what: str) -> None:
-    if sum(map(len, words)) > MOST_TEXT:
-        raise NonsenseError(f"{what} of more than {MOST_TEXT} characters")
+def _check_length(words: Iterable[str], what: str, most: int = MOST_TEXT) -> None:
+    if sum(map(len, words)) > most:
+        raise NonsenseError(f"{what} of more than {most} characters")
 
 
 def _check_written(found: LaunchPlan, of: Paths) -> None:
@@ -175,8 +175,7 @@ def _variable(value: object) -> str:
 
 def version(value: object) -> str:
     found = text(value, "a version")
-    if len(found) > MOST_VERSION:
-        raise NonsenseError(f"a version of more than {MOST_VERSION} characters")
+    _check_length((found,), "a version", MOST_VERSION)
     return found
 
 

@@ -40,13 +40,11 @@ def lookup(name: str, known: User | None = None) -> User:
         entry = pwd.getpwnam(name)
     except (KeyError, ValueError):  # ValueError: a NUL
         raise LookupError(f'no such user "{name}" (create it: useradd -m {name})') from None
-    shell = entry.pw_shell or "/bin/sh"
-    if known is not None:
-        now = replace(known, uid=entry.pw_uid, gid=entry.pw_gid, home=entry.pw_dir, shell=shell)
-        if now == known:
-            return known
-    groups = tuple(os.getgrouplist(name, entry.pw_gid))
-    return User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, shell)
+    groups = () if known is None else known.groups
+    now = User(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, entry.pw_shell or "/bin/sh")
+    if known is not None and now == known:
+        return known
+    return replace(now, groups=tuple(os.getgrouplist(name, entry.pw_gid)))
 
 
 def check_user(user: User) -> None:

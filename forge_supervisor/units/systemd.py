@@ -291,8 +291,11 @@ class _SystemdScope:
         if self._invocation is None:
             return True
         with contextlib.suppress(ManagerError), Manager(self._manager_path) as manager:
-            return manager.invocation(self._unit, loads=True) != self._invocation
+            return self._is_gone(manager)
         return False
+
+    def _is_gone(self, manager: Manager) -> bool:
+        return manager.invocation(self._unit, loads=True) != self._invocation
 
     async def end(self, grace: float) -> Cleared:
         if self._invocation is None:
@@ -303,7 +306,7 @@ class _SystemdScope:
             try:
                 with Manager(self._manager_path) as manager:
                     # As a rule: what was empty when the main process died is collected by now.
-                    if manager.invocation(self._unit, loads=True) != self._invocation:
+                    if self._is_gone(manager):
                         return Cleared()
                     found = manager.count_processes(self._unit)
                     result, killed = await _end_counted(manager, self._unit, self._invocation, grace)

@@ -11,6 +11,7 @@ import pytest
 from forge_supervisor import units
 from forge_supervisor.handshake import LaunchError
 from forge_supervisor.realm import Realm
+from forge_supervisor.worker.client import WorkerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +34,7 @@ class Placement(units.DirectPlacement):
 
 
 class Accounts:
-    """What passwd(5) and group(5) say, and how often somebody has asked for groups."""
+    """What passwd(5) and group(5) say of the user; groups only to whoever asks for them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.user: units.User = ME
@@ -69,7 +70,7 @@ def test_who_has_become_another_gets_no_session_but_keeps_a_worker(monkeypatch: 
         accounts.user = replace(ME, uid=ME.uid + 1)
         with pytest.raises(LaunchError, match="had uid"):
             await realm.server()
-        with pytest.raises(Exception, match="worker"):
+        with pytest.raises(WorkerLostError, match="the worker of .* cannot be started: no$"):
             await realm._start_worker()
 
     asyncio.run(scenario())
