@@ -378,3 +378,18 @@ def test_a_request_is_one_line_whatever_is_in_it() -> None:
     line = encode(RequestLine(id=1, request=request))
     assert line.count(b"\n") == 1
     assert json.loads(line)["request"]["agent"]["command"] == ["a\nb"]
+
+
+def test_what_was_said_is_not_kept_by_who_has_read_it() -> None:
+    request = Prepare.of(agent(), HarnessSettings(), Library(), secrets={"TOKEN": "hush"})
+    line = encode(RequestLine(id=1, request=request))
+    first, again = (RequestLine.model_validate_json(line).request for _ in range(2))
+    assert isinstance(first, Prepare)
+    assert isinstance(again, Prepare)
+    assert first.secrets == again.secrets
+    assert first.secrets["TOKEN"] is not again.secrets["TOKEN"]
+    answer = encode(AnswerLine(id=1, answer={"secrets": first.secrets}))
+    told, once_more = (AnswerLine.model_validate_json(answer).answer for _ in range(2))
+    assert told is not None
+    assert once_more is not None
+    assert told["secrets"]["TOKEN"] is not once_more["secrets"]["TOKEN"]
