@@ -193,6 +193,11 @@ def test_no_program_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(scenario())
 
 
+def test_a_workers_threads_keep_nothing_of_what_they_have_freed() -> None:
+    (told,) = ask_scripted("say(id=ask()['id'], error=os.environ['GLIBC_TUNABLES']); ask()", FIND)
+    assert str(told) == "glibc.malloc.tcache_count=0"
+
+
 @pytest.fixture
 def real_env(tmp_path: Path) -> dict[str, str]:
     (tmp_path / f"tmux-{os.getuid()}").mkdir(mode=0o700)
