@@ -38,10 +38,10 @@ class Session:
         self._hears, self._says = os.pipe()
         self._leaders: list[subprocess.Popen[bytes]] = []
 
-    def lead(self, program: str, *, user: int | None = None) -> int:
+    def lead(self, program: str, *, user: int | None = None, before: str = "") -> int:
         preamble = f"import os, signal, time; say = lambda: os.write({self._says}, b'%d\\n' % os.getpid())"
         argv = [sys.executable, "-I", "-S", "-c", f"{preamble}; preamble = {preamble!r}; {program}"]
-        env = {"INVOCATION_ID": self.invocation}
+        env = {"BEFORE": before, "INVOCATION_ID": self.invocation}
         leader = subprocess.Popen(argv, env=env, user=user, start_new_session=True, pass_fds=[self._says], cwd="/")
         self._leaders.append(leader)
         return leader.pid
@@ -110,6 +110,13 @@ def test_daemon_is_found_by_its_environment(session: Session) -> None:
     assert os.getsid(daemon) != sid
     assert survivors(session.invocation, sid) == [daemon]
     assert clear(session.invocation, sid, GRACE) == Cleared(terminated=1)
+
+
+def test_an_environment_need_not_fit_into_one_reading(session: Session) -> None:
+    # So that the second one begins within the invocation.
+    pid = session.lead(WAIT, before="x" * (processes._READ_SIZE - 30))
+    session.hear()
+    assert survivors(session.invocation, None) == [pid]
 
 
 def test_orphan_without_environment_is_found_by_its_session(session: Session) -> None:
