@@ -1,5 +1,5 @@
 /* A program that ends, in ways of its own, and writes down how just before: one line of ~/ledger/NAME for each time.
-   argv: NAME, and how many times it ends before it stays. */
+   argv: NAME, and EACH: whenever it has ended so many times more it stays, until SIGUSR1 has it go on. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,12 +15,16 @@ int main(int argc, char **argv)
 {
     const struct rlimit no_core = {0, 0};
     struct timespec now;
+    sigset_t go_on;
     char path[256], text[128];
     int file, number = 0, code;
     char byte;
 
     if (argc < 3)
         return 99;
+    sigemptyset(&go_on);
+    sigaddset(&go_on, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &go_on, NULL);
     clock_gettime(CLOCK_REALTIME, &now);
     srand(now.tv_nsec ^ getpid());
     setrlimit(RLIMIT_CORE, &no_core);
@@ -28,9 +32,9 @@ int main(int argc, char **argv)
     file = open(path, O_RDWR | O_CREAT | O_APPEND, 0600);
     while (read(file, &byte, 1) == 1)
         number += byte == '\n';
-    if (number >= atoi(argv[2]))
-        for (;;)
-            pause();
+    if (number > 0 && number % atoi(argv[2]) == 0)
+        sigwait(&go_on, &(int){0});
+    sigprocmask(SIG_UNBLOCK, &go_on, NULL);
     usleep(rand() % 1000000);
     code = rand() % 256;
     if (rand() % 3 == 0)
