@@ -12,9 +12,6 @@ import os
 import re
 import shlex
 import signal
-import socket
-import stat
-import struct
 import threading
 import time
 from collections import defaultdict
@@ -27,9 +24,10 @@ from forge_supervisor.panes import Pane, Row
 from forge_supervisor.policy import Exit
 from forge_supervisor.tmux_client import Client, TerminalError, TerminalTimeoutError
 from forge_supervisor.tmux_conf import TMUX_CONF
+from forge_supervisor.tmux_socket import TmuxSocket, pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from libtmux.common import tmux_cmd
 
@@ -56,10 +54,10 @@ class Terminal:
 
     def __init__(self, socket_name: str, *, env: Mapping[str, str], tmux: str = "tmux", timeout: float = 5.0) -> None:
         self._server = Client(socket_name, env=env, tmux=tmux, timeout=timeout)
-        self._timeout = timeout
         self._typing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         # As tmux makes it: tmux(1), option -L.
-        self.socket_path = Path(env.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", socket_name)  # noqa: S108
+        path = Path(env.get("TMUX_TMPDIR") or "/tmp", f"tmux-{os.getuid()}", socket_name)  # noqa: S108
+        self.socket = TmuxSocket(path, timeout)
 
     def version(self) -> tuple[int, int]:
         text = self._version()
@@ -76,67 +74,17 @@ class Terminal:
     def _version(self) -> str:
         return str(self._server.run("-V", name="-V").stdout[0])
 
-    def server_pid(self) -> int | None:
-        """Who listens on the socket, by the kernel's word (SO_PEERCRED); None only if surely nobody does."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            # Not settimeout(): connect(2) then does not wait for its turn where many connect at once.
-            seconds, rest = divmod(self._timeout, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(rest * 1e6)))
-            try:
-                probe.connect(os.fspath(self.socket_path))
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                # connect(2) refuses what is no socket with the same word as a socket that nobody listens on.
-                if isinstance(error, ConnectionRefusedError) and stat.S_ISSOCK(self._lstat().st_mode):
-                    return None
-                raise TerminalError(f"tmux server on {self.socket_path}: {error}") from None
-            pid, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid != os.geteuid():
-            raise TerminalError(f"the tmux server on {self.socket_path} belongs to uid {uid}, not to us")
-        return int(pid)
-
-    def _lstat(self) -> os.stat_result:
-        try:
-            return self.socket_path.lstat()
-        except OSError as error:
-            raise TerminalError(f"tmux server on {self.socket_path}: {error}") from None
-
     def wait_for_server(self, timeout: float) -> int:
         """Return the server's pid as soon as it answers; raise the last error after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        pauses = _pauses()
+        waits = pauses()
         while True:
             try:
                 return int(self._server.cmd("display-message", "-p", "#{pid}").stdout[0])
             except TerminalError:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(next(pauses))
-
-    def restore_socket(self, pid: int) -> None:
-        """Have server ``pid`` make its socket anew if it, or its directory, was removed, or replaced by another."""
-        if self.server_pid() == pid:
-            return
-        self.socket_path.parent.mkdir(mode=0o700, exist_ok=True)
-        os.kill(pid, signal.SIGUSR1)  # tmux(1), option -L
-        deadline = time.monotonic() + self._timeout
-        pauses = _pauses()
-        # Until then another server answers in its place, if the socket is that one's.
-        while not self._listens(pid):
-            if time.monotonic() > deadline:
-                raise TerminalError(f"the tmux server (pid {pid}) does not make {self.socket_path} anew")
-            time.sleep(next(pauses))
-
-    def remove_socket(self) -> None:
-        """Remove the socket, as tmux does not when it is ended; unless somebody listens on it."""
-        if self.server_pid() is None:
-            self.socket_path.unlink(missing_ok=True)
-
-    def _listens(self, pid: int) -> bool:
-        with contextlib.suppress(TerminalError):
-            return self.server_pid() == pid
-        return False
+            time.sleep(next(waits))
 
     def configure(self) -> None:
         """Make sure that the server obeys our configuration: tmux takes a bad line, or another ``-f``, in silence."""
@@ -188,9 +136,13 @@ class Terminal:
         spawn = ("respawn-pane", *there, "-c", "/", *panes.words(argv), ";")
         # Not before: a pane in which something else lives is not ours.
         mark = ("set-option", "-p", *there, panes.MARK, agent, ";")
-        tell = (";", "display-message", "-p", *there, "#{pane_id} #{pane_pid}")
-        prepare = (*reset, *panes.settings(pane, invocation))
-        return _opened(self._server.cmd(*prepare, *spawn, *mark, *panes.pipe(pane), *tell), agent)
+        tell = ("display-message", "-p", *there, "#{pane_id} #{pane_pid} #{pane_pipe}")
+        answer = self._server.cmd(*reset, *panes.settings(pane, invocation), *spawn, *mark, *tell)
+        if answer.stdout[0].endswith(" 0"):
+            # Somebody has ended it. Not by `if-shell` in one go: of each command in a string tmux loses some memory.
+            with contextlib.suppress(TerminalError):  # its process may have died already, and is the pane's anyway
+                self._server.cmd(*panes.pipe(pane))
+        return _opened(answer, agent)
 
     def _create(self, agent: str, argv: Sequence[str], invocation: str) -> Pane:
         name = f"agent-{agent}"
@@ -260,7 +212,7 @@ class Terminal:
         """
         deadline = time.monotonic() + timeout
         # What is asked for just after a nudge is mostly there.
-        pauses = itertools.chain([0.0], _pauses())
+        waits = itertools.chain([0.0], pauses())
         self._nudge()
         while True:
             try:
@@ -268,7 +220,7 @@ class Terminal:
             except TerminalError as error:
                 if isinstance(error, TerminalTimeoutError) and time.monotonic() < deadline:
                     continue
-                if self.server_pid() is None:
+                if self.socket.server_pid() is None:
                     return Exit(lost=True), []
                 raise
             if row is None or row.pane.pid != pid:
@@ -281,7 +233,7 @@ class Terminal:
                 return Exit(lost=True), []
             if row.exit is None:
                 self._nudge()
-            time.sleep(next(pauses))
+            time.sleep(next(waits))
 
     def _row_and_screen(self, pane_id: str, lines: int) -> tuple[Row | None, list[str]]:
         # Of its window alone: among hundreds each takes its time.
@@ -302,15 +254,8 @@ class Terminal:
         tmux before 3.6 with libutempter loses SIGCHLDs that come while utempter's helper runs (cured in spawn.c of
         3.6 by the same means). Once is not enough: the helper of another pane may swallow ours.
         """
-        with contextlib.suppress(TerminalError, ProcessLookupError):  # whoever asks next is told why
-            if (pid := self.server_pid()) is None:
-                return
-            server = os.pidfd_open(pid)
-            try:
-                if self.server_pid() == pid:  # pinned before it was asked again: surely the server
-                    signal.pidfd_send_signal(server, signal.SIGCHLD)
-            finally:
-                os.close(server)
+        with contextlib.suppress(TerminalError):  # whoever asks next is told why
+            self.socket.signal(signal.SIGCHLD)
 
     def screen_tail(self, pane_id: str, lines: int = 20) -> list[str]:
         """Return the last lines with text that the pane's present process wrote, in printable characters only."""
@@ -341,7 +286,7 @@ class Terminal:
 
     def kill(self, agent: str) -> None:
         """Remove the agent's panes and session, if any; what runs there only gets a SIGHUP (see close_leftover)."""
-        if self.server_pid() is None:
+        if self.socket.server_pid() is None:
             return
         for pane in self.panes():
             if pane.agent == agent:
@@ -355,13 +300,8 @@ def _wanted() -> str:
     return f"{OLDEST[0]}.{OLDEST[1]} or newer is needed (apt-get install tmux)"
 
 
-def _pauses() -> Iterator[float]:
-    """2, 4, 8 ... 100, 100 ... milliseconds, in seconds."""
-    return itertools.chain((2**n / 1000 for n in range(1, 7)), itertools.repeat(0.1))
-
-
 def _opened(answer: tmux_cmd, agent: str) -> Pane:
-    pane_id, _, pid = answer.stdout[0].partition(" ")
+    pane_id, pid, *_ = answer.stdout[0].split(" ")
     return Pane(id=pane_id, pid=int(pid), agent=agent)
 
 

@@ -78,7 +78,7 @@ class Actions:
         self._revive(request.server)
         if request.wait:
             self._terminal.wait_for_server(request.timeout / 2)
-        return ServerFound(pid=self._terminal.server_pid())
+        return ServerFound(pid=self._terminal.socket.server_pid())
 
     def _sweep(self, request: Sweep) -> Swept:
         self._terminal.configure()
@@ -129,7 +129,7 @@ class Actions:
         return Done()
 
     def _remove_socket(self, _request: RemoveSocket) -> Answer:
-        self._terminal.remove_socket()
+        self._terminal.socket.remove()
         return Done()
 
     def _revive(self, server: int | None) -> None:
@@ -140,7 +140,7 @@ class Actions:
         if server is not None and processes.lives(server):
             with contextlib.suppress(TerminalError, OSError):
                 processes.resume(server)
-                self._terminal.restore_socket(server)
+                self._terminal.socket.restore(server)
 
     def _ending(self, pane: str, pid: int) -> tuple[Exit, list[str]]:
         try:
@@ -151,7 +151,7 @@ class Actions:
 
     def _clear(self, invocation: str, sid: int) -> processes.Cleared:
         try:
-            server = self._terminal.server_pid()
+            server = self._terminal.socket.server_pid()
         except TerminalError:
             server = None
         # Somebody may have started the tmux server from within a session.

@@ -183,7 +183,7 @@ def test_exit_that_tmux_does_not_tell_is_lost_and_not_zero(lab: Lab) -> None:
 def test_exit_cannot_be_asked_of_a_stopped_server(lab: Lab) -> None:
     pane = lab.sh_to_the_end("a", ":")
     hasty = lab.another_terminal(timeout=0.5)
-    server = lab.terminal.server_pid()
+    server = lab.terminal.socket.server_pid()
     assert server is not None
     os.kill(server, signal.SIGSTOP)
     with pytest.raises(TerminalError, match="no answer within"):

@@ -107,6 +107,18 @@ def test_a_pane_that_is_known_need_not_be_looked_for(lab: Lab) -> None:
     assert lab.sessions() == ["agent-a", "agent-ab"]
 
 
+def test_a_pipe_that_somebody_ended_is_there_again_after_a_restart(lab: Lab) -> None:
+    """Without one tmux drops last words."""
+    first = lab.sh("a", "read x")
+    lab.tmux("pipe-pane", "-t", first.id)
+    assert lab.tmux("display-message", "-p", "-t", first.id, "#{pane_pipe}") == "0\n"
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for_death(first.pid)
+    assert lab.terminal.exit_of(first.id, first.pid) == Exit(signal=9)
+    assert lab.sh("a", "read x").id == first.id
+    assert lab.tmux("display-message", "-p", "-t", first.id, "#{pane_pipe}") == "1\n"
+
+
 def test_a_pipe_of_peoples_own_outlives_a_restart(lab: Lab) -> None:
     log = lab.directory / "log"
     first = lab.sh("a", "read x; echo the first; exit 3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -19,50 +20,51 @@ from forge_supervisor.tmux_client import TerminalError, TerminalTimeoutError
 from forge_supervisor.tmux_conf import TMUX_CONF
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tmux_lab import Lab
 
 
 def test_server_pid(lab: Lab) -> None:
-    assert lab.terminal.server_pid() == int(lab.tmux("display-message", "-p", "#{pid}"))
+    assert lab.terminal.socket.server_pid() == int(lab.tmux("display-message", "-p", "#{pid}"))
 
 
 def test_no_server(empty_lab: Lab) -> None:
-    assert empty_lab.terminal.server_pid() is None
+    assert empty_lab.terminal.socket.server_pid() is None
 
 
 def test_no_server_on_the_socket_of_a_dead_one(lab: Lab) -> None:
-    server = lab.terminal.server_pid()
+    server = lab.terminal.socket.server_pid()
     assert server is not None
     os.kill(server, signal.SIGKILL)
     lab.end_server()
-    assert lab.terminal.socket_path.is_socket()
-    assert lab.terminal.server_pid() is None
+    assert lab.terminal.socket.path.is_socket()
+    assert lab.terminal.socket.server_pid() is None
 
 
 def test_a_file_in_the_socket_s_place_is_an_error(empty_lab: Lab) -> None:
-    empty_lab.terminal.socket_path.parent.mkdir()
-    empty_lab.terminal.socket_path.touch()
+    empty_lab.terminal.socket.path.parent.mkdir()
+    empty_lab.terminal.socket.path.touch()
     with pytest.raises(TerminalError, match="refused"):
-        empty_lab.terminal.server_pid()
+        empty_lab.terminal.socket.server_pid()
 
 
 def test_an_unreachable_socket_is_an_error(empty_lab: Lab) -> None:
-    empty_lab.terminal.socket_path.parent.touch()
+    empty_lab.terminal.socket.path.parent.touch()
     with pytest.raises(TerminalError, match="Not a directory"):
-        empty_lab.terminal.server_pid()
+        empty_lab.terminal.socket.server_pid()
 
 
 def test_a_forbidden_socket_is_an_error(lab: Lab) -> None:
     if os.geteuid() == 0:
         pytest.skip("needs a user other than root: nothing is forbidden to root")
-    lab.terminal.socket_path.parent.chmod(0)
+    lab.terminal.socket.path.parent.chmod(0)
     try:
         with pytest.raises(TerminalError, match="Permission denied"):
-            lab.terminal.server_pid()
+            lab.terminal.socket.server_pid()
     finally:
-        lab.terminal.socket_path.parent.chmod(0o700)
+        lab.terminal.socket.path.parent.chmod(0o700)
 
 
 def test_another_user_s_server_is_an_error(empty_lab: Lab) -> None:
@@ -72,14 +74,14 @@ def test_another_user_s_server_is_an_error(empty_lab: Lab) -> None:
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)"
     )
     empty_lab.directory.chmod(0o755)
-    empty_lab.terminal.socket_path.parent.mkdir()
-    empty_lab.terminal.socket_path.parent.chmod(0o777)
-    argv = ["/usr/bin/python3", "-c", f"{program}; s.accept()", os.fspath(empty_lab.terminal.socket_path)]
+    empty_lab.terminal.socket.path.parent.mkdir()
+    empty_lab.terminal.socket.path.parent.chmod(0o777)
+    argv = ["/usr/bin/python3", "-c", f"{program}; s.accept()", os.fspath(empty_lab.terminal.socket.path)]
     with subprocess.Popen(argv, user=65534, cwd="/", stdout=subprocess.PIPE) as stranger:
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == b"\n"
         with pytest.raises(TerminalError, match="belongs to uid 65534"):
-            empty_lab.terminal.server_pid()
+            empty_lab.terminal.socket.server_pid()
 
 
 def test_no_call_starts_a_server(empty_lab: Lab) -> None:
@@ -87,7 +89,7 @@ def test_no_call_starts_a_server(empty_lab: Lab) -> None:
         empty_lab.terminal.panes()
     with pytest.raises(TerminalError):
         empty_lab.terminal._server.cmd("new-session", "-d")
-    assert empty_lab.terminal.server_pid() is None
+    assert empty_lab.terminal.socket.server_pid() is None
 
 
 def test_a_server_without_sessions_has_no_panes(lab: Lab) -> None:
@@ -96,13 +98,13 @@ def test_a_server_without_sessions_has_no_panes(lab: Lab) -> None:
 
 def test_wait_for_server_that_is_just_starting(empty_lab: Lab) -> None:
     empty_lab.launch_server()
-    assert empty_lab.terminal.wait_for_server(20) == empty_lab.terminal.server_pid()
+    assert empty_lab.terminal.wait_for_server(20) == empty_lab.terminal.socket.server_pid()
 
 
 def test_wait_for_the_next_server_after_kill_server(lab: Lab) -> None:
     lab.tmux("kill-server")
     lab.end_server()
-    assert lab.start_server() == lab.terminal.server_pid()
+    assert lab.start_server() == lab.terminal.socket.server_pid()
 
 
 def test_wait_for_server_gives_up(empty_lab: Lab) -> None:
@@ -112,7 +114,7 @@ def test_wait_for_server_gives_up(empty_lab: Lab) -> None:
 
 def test_stopped_server_is_an_error_within_bounds(lab: Lab) -> None:
     hasty = lab.another_terminal(timeout=0.2)
-    server = lab.terminal.server_pid()
+    server = lab.terminal.socket.server_pid()
     assert server is not None
     os.kill(server, signal.SIGSTOP)
     with pytest.raises(TerminalTimeoutError, match=r"no answer within 0\.2 s"):
@@ -121,31 +123,69 @@ def test_stopped_server_is_an_error_within_bounds(lab: Lab) -> None:
         hasty.open("a", ["/bin/sleep", "9"], "none")
     with pytest.raises(TerminalTimeoutError):
         hasty.wait_for_server(0.1)
-    assert hasty.server_pid() == server
+    assert hasty.socket.server_pid() == server
 
 
-def test_many_that_ask_at_once_wait_for_their_turn(empty_lab: Lab) -> None:
-    """Trap: connect(2) that must not block fails at once where the queue is full, and an exit was lost by that."""
-    empty_lab.terminal.socket_path.parent.mkdir()
-    with socket.socket(socket.AF_UNIX) as server, ThreadPoolExecutor(8) as threads:
-        server.bind(str(empty_lab.terminal.socket_path))
+@pytest.fixture
+def listening(empty_lab: Lab) -> Iterator[socket.socket]:
+    """Ourselves in the place of a server, with a queue of one."""
+    empty_lab.terminal.socket.path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(empty_lab.terminal.socket.path))
         server.listen(0)
-        asked = [threads.submit(empty_lab.terminal.server_pid) for _ in range(8)]
-        accepted = [server.accept()[0] for _ in asked]
+        yield server
+
+
+def test_many_that_ask_at_once_wait_for_their_turn(empty_lab: Lab, listening: socket.socket) -> None:
+    """Trap: connect(2) that must not block fails at once where the queue is full, and an exit was lost by that."""
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(empty_lab.terminal.socket.server_pid) for _ in range(8)]
+        while not all(each.done() for each in asked):
+            if select.select([listening], [], [], 0.01)[0]:
+                listening.accept()[0].close()
         assert [each.result() for each in asked] == [os.getpid()] * 8
-        for connection in accepted:
-            connection.close()
+
+
+def _asks(empty_lab: Lab, listening: socket.socket) -> int:
+    """How often a listener is connected to until it is known who it is."""
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(empty_lab.terminal.socket.server_pid)
+        times = 0
+        while not asked.done() or select.select([listening], [], [], 0)[0]:
+            if select.select([listening], [], [], 0.01)[0]:
+                listening.accept()[0].close()
+                times += 1
+        assert asked.result() == os.getpid()
+    return times
+
+
+def test_a_server_is_asked_who_it_is_until_that_is_sure_and_not_again(empty_lab: Lab, listening: socket.socket) -> None:
+    """Trap: a server of hundreds of panes takes a millisecond over each connection."""
+    assert _asks(empty_lab, listening) == 2
+    assert _asks(empty_lab, listening) == 0
+    empty_lab.terminal.socket.path.chmod(0o700)  # as tmux itself does, for example
+    assert _asks(empty_lab, listening) == 2
+    assert _asks(empty_lab, listening) == 0
+
+
+def test_who_listens_after_one_that_was_known_is_told(lab: Lab) -> None:
+    earlier = lab.terminal.socket.server_pid()
+    assert earlier is not None
+    os.kill(earlier, signal.SIGKILL)
+    lab.end_server()
+    assert lab.terminal.socket.server_pid() is None
+    assert lab.start_server() == lab.terminal.socket.server_pid() != earlier
 
 
 def test_full_queue_of_a_stopped_server_is_an_error(empty_lab: Lab) -> None:
-    path = empty_lab.terminal.socket_path
+    path = empty_lab.terminal.socket.path
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as first:
         deaf.bind(os.fspath(path))
         deaf.listen(0)
         first.connect(os.fspath(path))
         with pytest.raises(TerminalError, match="unavailable"):
-            empty_lab.terminal.server_pid()
+            empty_lab.terminal.socket.server_pid()
 
 
 def _tmux_that_says(directory: Path, text: str) -> Terminal:
@@ -173,45 +213,45 @@ def test_version(tmp_path: Path, text: str, version: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("removed", ["socket", "directory"])
 def test_a_socket_that_somebody_removed_is_made_anew(lab: Lab, removed: str) -> None:
-    server = lab.terminal.server_pid()
+    server = lab.terminal.socket.server_pid()
     assert server is not None
     pane = lab.sh("scout", "read x; exit 3")
-    lab.terminal.socket_path.unlink()
+    lab.terminal.socket.path.unlink()
     if removed == "directory":
-        lab.terminal.socket_path.parent.rmdir()
-    assert lab.terminal.server_pid() is None
-    lab.terminal.restore_socket(server)
-    assert lab.terminal.server_pid() == server
+        lab.terminal.socket.path.parent.rmdir()
+    assert lab.terminal.socket.server_pid() is None
+    lab.terminal.socket.restore(server)
+    assert lab.terminal.socket.server_pid() == server
     assert lab.terminal.panes() == [pane]
-    lab.terminal.restore_socket(server)  # nothing is amiss: nothing happens
+    lab.terminal.socket.restore(server)  # nothing is amiss: nothing happens
 
 
 def test_a_socket_that_another_server_has_taken_is_ours_when_it_is_said_to_be(lab: Lab) -> None:
     """Until ours has got to it, the other one answers."""
-    server = lab.terminal.server_pid()
+    server = lab.terminal.socket.server_pid()
     assert server is not None
     pane = lab.sh("scout", "read x; exit 3")
     with tmux_lab.lab() as another:
         other = another.start_server()
-        another.terminal.socket_path.rename(lab.terminal.socket_path)
-        assert lab.terminal.server_pid() == other
+        another.terminal.socket.path.rename(lab.terminal.socket.path)
+        assert lab.terminal.socket.server_pid() == other
         os.kill(server, signal.SIGSTOP)
         later = threading.Timer(0.3, os.kill, (server, signal.SIGCONT))
         later.start()
-        lab.terminal.restore_socket(server)
-        answering = lab.terminal.server_pid()
+        lab.terminal.socket.restore(server)
+        answering = lab.terminal.socket.server_pid()
         later.join()
     assert answering == server
     assert lab.terminal.panes() == [pane]
 
 
 def test_a_server_that_does_not_make_its_socket_anew_is_an_error(lab: Lab) -> None:
-    server = lab.terminal.server_pid()
+    server = lab.terminal.socket.server_pid()
     assert server is not None
-    lab.terminal.socket_path.unlink()
+    lab.terminal.socket.path.unlink()
     os.kill(server, signal.SIGSTOP)
     with pytest.raises(TerminalError, match=rf"\(pid {server}\) does not make .*/forge anew"):
-        lab.another_terminal(timeout=0.2).restore_socket(server)
+        lab.another_terminal(timeout=0.2).socket.restore(server)
 
 
 @pytest.mark.parametrize("text", ["tmux 3.1c", "tmux 3.2a", "tmux 2.9"])
