@@ -70,8 +70,36 @@ def survivors(invocation: str | None, sid: int | None, spare: Collection[int] = 
     return [process.pid for process in _find(invocation, sid, spare)]
 
 
-def clear(invocation: str | None, sid: int | None, grace: float, spare: Collection[int] = ()) -> Cleared:
-    """SIGTERM to all survivors, up to ``grace`` seconds for them to end, then SIGKILL until none is found."""
+def outsiders(invocation: str, sid: int, spare: Collection[int]) -> set[int]:
+    """Return pids of processes that do not belong to the session, for a `clear` that follows at once.
+
+    Those of which that is not sure are left out: who is just being executed has no environment, and who has been forked
+    and not executed has its parent's, which for the tmux server in ``spare`` tells nothing of what it is to be.
+    """
+    told = _told(invocation)
+    unclear = {b"", *map(_environment_of, spare)}
+    found = set()
+    for pid in _pids():
+        environment = _environment_of(pid)
+        with contextlib.suppress(ProcessLookupError):
+            if environment not in unclear and told not in environment and os.getsid(pid) != sid:
+                found.add(pid)
+    return found
+
+
+def clear(
+    invocation: str | None,
+    sid: int | None,
+    grace: float,
+    spare: Collection[int] = (),
+    outsiders: Collection[int] = (),
+) -> Cleared:
+    """SIGTERM to all survivors, up to ``grace`` seconds for them to end, then SIGKILL until none is found.
+
+    Whether there are any need not be asked of ``outsiders``.
+    """
+    if not _may_find(invocation, sid, {os.getpid(), *spare, *outsiders}):
+        return Cleared()
     terminated = 0
     killed: set[_Process] = set()
     with _Pinned() as pinned:
@@ -177,16 +205,18 @@ def _find(invocation: str | None, sid: int | None, spare: Collection[int]) -> li
 
 def _may_find(invocation: str | None, sid: int | None, spared: Collection[int]) -> bool:
     """Whether there may be any: as a rule there is none, and where there are hundreds of agents this takes a third."""
-    told = None if invocation is None else os.fsencode(f"INVOCATION_ID={invocation}")
+    told = None if invocation is None else _told(invocation)
     for pid in _pids():
         if pid in spared:
             continue
-        try:
-            if os.getsid(pid) == sid or (told is not None and told in _bytes(f"/proc/{pid}/environ")):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == sid or (told is not None and told in _environment_of(pid)):
                 return True
-        except OSError:  # has ended, or is another user's
-            continue
     return False
+
+
+def _told(invocation: str) -> bytes:
+    return os.fsencode(f"INVOCATION_ID={invocation}")
 
 
 def _everyone() -> Iterator[_Process]:
@@ -223,11 +253,16 @@ def _is_ours(pid: int) -> bool:
 
 def _invocation_of(pid: int) -> str | None:
     prefix = b"INVOCATION_ID="
-    try:
-        words = _bytes(f"/proc/{pid}/environ").split(b"\0")
-    except OSError:  # has ended, or is another user's
-        return None
+    words = _environment_of(pid).split(b"\0")
     return next((os.fsdecode(word.removeprefix(prefix)) for word in words if word.startswith(prefix)), None)
+
+
+def _environment_of(pid: int) -> bytes:
+    """Return it as it was when its program was executed; empty if it has ended, or is another user's."""
+    try:
+        return _bytes(f"/proc/{pid}/environ")
+    except OSError:
+        return b""
 
 
 def _bytes(path: str) -> bytes:

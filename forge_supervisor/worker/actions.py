@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,7 @@ SCREEN_LINES = 20
 _MOST_LINES = 1000
 LEFTOVER_GRACE = 2.0
 """Seconds that what an agent left behind gets between SIGTERM and SIGKILL."""
+_IN_TIME = 0.5
 
 
 class ActionError(Exception):
@@ -102,9 +105,16 @@ class Actions:
 
     def _collect(self, request: Collect) -> Collected:
         self._revive(request.server)
-        exit_, screen = self._ending(request.pane, request.pid)
+        spare = self._spare()
+        began = time.monotonic()
+        # While tmux is asked: where there are hundreds of agents to look at it takes as long.
+        with ThreadPoolExecutor(1) as beside:
+            looking = beside.submit(processes.outsiders, request.invocation, request.pid, spare)
+            exit_, screen = self._ending(request.pane, request.pid)
+        # In time no pid is another's by then.
+        outsiders = looking.result() if time.monotonic() - began < _IN_TIME else ()
         # Not before: what is left may write on the screen as it ends, and tmux may start more (hook pane-died).
-        cleared = self._clear(request.invocation, request.pid)
+        cleared = processes.clear(request.invocation, request.pid, LEFTOVER_GRACE, spare, outsiders)
         return Collected(
             code=exit_.code,
             signal=exit_.signal,
@@ -149,14 +159,12 @@ class Actions:
             # What it left behind has to be cleared even if its exit cannot be told.
             return Exit(lost=True), []
 
-    def _clear(self, invocation: str, sid: int) -> processes.Cleared:
-        try:
-            server = self._terminal.socket.server_pid()
-        except TerminalError:
-            server = None
-        # Somebody may have started the tmux server from within a session.
-        spare = () if server is None else (server,)
-        return processes.clear(invocation, sid, LEFTOVER_GRACE, spare)
+    def _spare(self) -> tuple[int, ...]:
+        """Somebody may have started the tmux server from within a session."""
+        with contextlib.suppress(TerminalError):
+            if (server := self._terminal.socket.server_pid()) is not None:
+                return (server,)
+        return ()
 
 
 def from_environment() -> Actions:

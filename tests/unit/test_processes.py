@@ -112,6 +112,37 @@ def test_daemon_is_found_by_its_environment(session: Session) -> None:
     assert clear(session.invocation, sid, GRACE) == Cleared(terminated=1)
 
 
+def test_outsiders_are_those_that_surely_do_not_belong(session: Session, other: Session) -> None:
+    leader = session.lead(f"\nif not os.fork():\n  os.setsid()\n{WAIT}")
+    scrubbed = session.lead(SCRUBBED.replace("{})", "{'OTHER': 'x'})"))
+    stranger = other.lead(WAIT)
+    daemon = next(pid for pid in session.hear(3) if pid not in {leader, scrubbed})
+    other.hear()
+    found = processes.outsiders(session.invocation, scrubbed, ())
+    assert stranger in found
+    assert not found & {leader, daemon, scrubbed}
+
+
+def test_who_was_forked_by_the_tmux_server_is_no_outsider_before_it_is_executed(
+    session: Session, other: Session
+) -> None:
+    """Trap: until then its environment is the server's, and what it will be executed with may be the session's."""
+    leader = session.lead(WAIT)
+    session.hear()
+    server = other.lead(f"os.fork() or os.setsid(); {WAIT}")
+    both = set(other.hear(2))
+    assert both <= processes.outsiders(session.invocation, leader, ())
+    assert not both & processes.outsiders(session.invocation, leader, (server,))
+
+
+def test_outsiders_are_not_looked_at_again(session: Session) -> None:
+    pid = session.lead(WAIT)
+    session.hear()
+    assert clear(session.invocation, pid, GRACE, outsiders={pid}) == Cleared()
+    assert lives(pid)
+    assert clear(session.invocation, pid, GRACE, outsiders={os.getpid()}) == Cleared(terminated=1)
+
+
 def test_an_environment_need_not_fit_into_one_reading(session: Session) -> None:
     # So that the second one begins within the invocation.
     pid = session.lead(WAIT, before="x" * (processes._READ_SIZE - 30))
