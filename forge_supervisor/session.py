@@ -124,6 +124,7 @@ class Session:
 
     async def launch(self) -> int:
         """Bring the harness to run, and return its pid. Raises LaunchError."""
+        self._realm.placement.about_to_enclose()
         self._server = await self._realm.server()
         prepared, secrets = await self._prepare()
         if self._server.dead:

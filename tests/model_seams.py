@@ -302,6 +302,8 @@ class FakePlacement:
         server = self._world.servers.get(user.uid)
         return None if server is None else _Unit(self.hand, server)
 
+    def about_to_enclose(self) -> None: ...
+
     async def enclose(self, agent: str, pidfd: FakePidfd, _resources: object) -> _Scope:
         await asyncio.sleep(self._world.lags["enclose"])
         process = self._world.processes[pidfd.pid]

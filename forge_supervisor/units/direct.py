@@ -122,6 +122,9 @@ class DirectPlacement:
         self._strays.add(pid)
         return stray
 
+    def about_to_enclose(self) -> None:
+        """Nothing is enclosed."""
+
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:  # noqa: ARG002 - see Placement
         return _NoScope()
 

@@ -128,6 +128,10 @@ class Placement(Protocol):
         """Find what an earlier supervisor has started with `run`, if it still runs."""
         ...
 
+    def about_to_enclose(self) -> None:
+        """Take note that there will be something to enclose in some milliseconds. Returns at once; raises nothing."""
+        ...
+
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:
         """Put the first process of an agent's session in a scope of its own, before it has children.
 

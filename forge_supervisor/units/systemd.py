@@ -78,6 +78,7 @@ class SystemdPlacement:
         self._mode = "fail"
         self._limits: set[asyncio.Timeout] = set()
         self._root: str | None = None
+        self._easing: asyncio.Future[None] | None = None
 
     def stopping(self) -> None:
         # A unit that is ordered before the supervisor's is not started before that has stopped. Yet an exit status may
@@ -160,6 +161,10 @@ class SystemdPlacement:
             if (invocation := manager.invocation(unit)) and (pid := manager.main_pid(unit)):
                 return _SystemdProcess(pid, unit, invocation, self._manager_path)
         return None
+
+    def about_to_enclose(self) -> None:
+        if self._easing is None or self._easing.done():
+            self._easing = asyncio.get_running_loop().run_in_executor(None, cgroups.ease_moves)
 
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:
         unit = scope_name(agent)

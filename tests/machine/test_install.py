@@ -59,6 +59,16 @@ def test_the_service_is_held_back_as_the_documentation_says(machine: Machine) ->
     assert abs(float(claimed[1]) - float(exposure[1])) <= 0.2, "it differs a little from version to version"
 
 
+def test_of_all_control_groups_the_service_may_write_its_own_alone(machine: Machine) -> None:
+    """Without it each restart takes ten milliseconds longer, and nothing is said."""
+    machine.run("systemctl", "start", "forge-supervisor")
+    within = ("nsenter", f"--target={machine.property('forge-supervisor', 'MainPID')}", "--mount", "test", "-w")
+    group = machine.property("forge-supervisor", "ControlGroup")
+    assert machine.run(*within, f"/sys/fs/cgroup{group}/cgroup.procs", check=False).returncode == 0
+    for other in ("/", "/system.slice/", "/init.scope/"):
+        assert machine.run(*within, f"/sys/fs/cgroup{other}cgroup.procs", check=False).returncode == 1
+
+
 def test_uninstall_undoes_install(machine: Machine) -> None:
     machine.run("sh", "-c", f"rm -rf /etc/forge-supervisor/*; cp {PRISTINE} {CONFIG}")
     machine.run("systemctl", "enable", "--now", "forge-supervisor")

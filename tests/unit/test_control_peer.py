@@ -236,6 +236,17 @@ def test_the_paths_of_a_group(lines: str, paths: dict[str, str], monkeypatch: py
     assert cgroups._paths(1) == paths
 
 
+def test_moves_are_eased_by_one_to_where_we_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "_paths", lambda pid: {"": "/a/b"} if pid == os.getpid() else {})
+    cgroups.ease_moves()  # there is no such group: no harm is done
+    (tmp_path / "a/b").mkdir(parents=True)
+    cgroups.ease_moves()
+    assert (tmp_path / "a/b/cgroup.procs").read_text() == "0"  # as cgroups(7) calls whoever writes
+    monkeypatch.setattr(cgroups, "_paths", lambda _: {})
+    cgroups.ease_moves()
+
+
 # By descent.
 
 
