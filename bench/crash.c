@@ -1,10 +1,12 @@
 /* A program that ends, in ways of its own, and writes down how just before: one line of ~/ledger/NAME for each time.
-   argv: NAME, and EACH: whenever it has ended so many times more it stays, until SIGUSR1 has it go on. */
+   argv: NAME, and EACH: whenever it has ended so many times more it stays, under the name "waits", until SIGUSR1
+   has it go on. */
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,8 +34,11 @@ int main(int argc, char **argv)
     file = open(path, O_RDWR | O_CREAT | O_APPEND, 0600);
     while (read(file, &byte, 1) == 1)
         number += byte == '\n';
-    if (number > 0 && number % atoi(argv[2]) == 0)
+    if (number > 0 && number % atoi(argv[2]) == 0) {
+        prctl(PR_SET_NAME, "waits");
         sigwait(&go_on, &(int){0});
+        prctl(PR_SET_NAME, "crash");
+    }
     sigprocmask(SIG_UNBLOCK, &go_on, NULL);
     usleep(rand() % 1000000);
     code = rand() % 256;

@@ -59,7 +59,7 @@ def pipe(target: str) -> tuple[str, ...]:
     # Last words: tmux drops what it has not yet read from the terminal when it collects the process, but reads on if
     # the pane has a pipe (window_pane_destroy_ready in window.c). Of a hundred deaths at once, 95 were cut without it.
     # A pipe outlives a restart in place, and people's own serves as well.
-    return ("pipe-pane", "-O", "-t", target, "exec cat >/dev/null")
+    return ("if-shell", "-F", "-t", target, "#{pane_pipe}", "", f"pipe-pane -O -t '{target}' 'exec cat >/dev/null'")
 
 
 def row(line: str) -> Row | None:

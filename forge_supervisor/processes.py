@@ -28,8 +28,8 @@ _KILL_ROUND = 0.1
 # Each pinned process costs a descriptor; the rest wait for the next round.
 _MOST_PINNED = 256
 
-# Most files fit into it. Room for more, nearly all of it given back at once, leaves malloc's heaps in pieces: 2 MiB.
-_READ_SIZE = 1 << 12
+# Most fit into it. Of an environment that takes two readings the second is missing if it is executed in between.
+_READ_SIZE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def outsiders(invocation: str, sid: int, spare: Collection[int]) -> set[int]:
     found = set()
     for pid in _pids():
         environment = _environment_of(pid)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended, or that is not for us to know
             if environment not in unclear and told not in environment and os.getsid(pid) != sid:
                 found.add(pid)
     return found
@@ -209,7 +209,7 @@ def _may_find(invocation: str | None, sid: int | None, spared: Collection[int]) 
     for pid in _pids():
         if pid in spared:
             continue
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended, or that is not for us to know
             if os.getsid(pid) == sid or (told is not None and told in _environment_of(pid)):
                 return True
     return False

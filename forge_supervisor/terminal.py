@@ -139,7 +139,7 @@ class Terminal:
         tell = ("display-message", "-p", *there, "#{pane_id} #{pane_pid} #{pane_pipe}")
         answer = self._server.cmd(*reset, *panes.settings(pane, invocation), *spawn, *mark, *tell)
         if answer.stdout[0].endswith(" 0"):
-            # Somebody has ended it. Not by `if-shell` in one go: of each command in a string tmux loses some memory.
+            # Somebody has ended it. Not in one go: of what if-shell takes as a string tmux loses some memory each time.
             with contextlib.suppress(TerminalError):  # its process may have died already, and is the pane's anyway
                 self._server.cmd(*panes.pipe(pane))
         return _opened(answer, agent)

@@ -103,19 +103,19 @@ class TmuxSocket:
             server = Pidfd(pid, os.geteuid())
         except OSError:
             return
+        replaced: Pidfd | None = server
         # Pinned before it is asked again: surely the one that listens there.
-        with contextlib.suppress(TerminalError):
+        with contextlib.suppress(OSError, TerminalError):
             if self._ask() == pid and self._identity() == there:
                 with self._lock:
-                    earlier, self._listener = self._listener, (server, there)
-                    if earlier is not None:
-                        earlier[0].close()
-                return
-        server.close()
+                    replaced = None if self._listener is None else self._listener[0]
+                    self._listener = server, there
+        if replaced is not None:
+            replaced.close()
 
     def _identity(self) -> _Identity | None:
         try:
-            status = self.path.lstat()
+            status = self.path.stat()  # of a link: what it leads to
         except OSError:
             return None
         return status.st_dev, status.st_ino, status.st_ctime_ns

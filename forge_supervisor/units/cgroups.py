@@ -50,7 +50,11 @@ def ease_moves() -> None:
     """
     with contextlib.suppress(OSError, KeyError):
         path = _paths(os.getpid())[_UNIFIED]
-        (_ROOT / path.strip("/") / "cgroup.procs").write_text("0", encoding="ascii")
+        file = os.open(_ROOT / path.strip("/") / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, b"0")
+        finally:
+            os.close(file)
 
 
 def _paths(pid: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from forge_supervisor import private_directory
@@ -20,6 +21,7 @@ from forge_supervisor.units.properties import scope_name, unit_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from forge_supervisor.config_resources import Resources
@@ -78,7 +80,9 @@ class SystemdPlacement:
         self._mode = "fail"
         self._limits: set[asyncio.Timeout] = set()
         self._root: str | None = None
-        self._easing: asyncio.Future[None] | None = None
+        self._easing: Future[None] | None = None
+        # asyncio's own executor takes one more thread to be shut down, be that possible or not.
+        self._beside = ThreadPoolExecutor(1)
 
     def stopping(self) -> None:
         # A unit that is ordered before the supervisor's is not started before that has stopped. Yet an exit status may
@@ -164,7 +168,8 @@ class SystemdPlacement:
 
     def about_to_enclose(self) -> None:
         if self._easing is None or self._easing.done():
-            self._easing = asyncio.get_running_loop().run_in_executor(None, cgroups.ease_moves)
+            with contextlib.suppress(RuntimeError):  # no thread can be started
+                self._easing = self._beside.submit(cgroups.ease_moves)
 
     async def enclose(self, agent: str, process: Pidfd, resources: Resources) -> Scope:
         unit = scope_name(agent)
@@ -260,8 +265,9 @@ class SystemdPlacement:
         _log.log(level, "%s is left from an earlier supervisor and will be ended", unit)
         await _end(manager, unit, left, _STALE_TIMEOUT)
 
-    async def close(self, *, leave: bool) -> None:
-        """Nothing is held: each operation has its own connection."""
+    async def close(self, *, leave: bool) -> None:  # noqa: ARG002 - see Placement
+        """Nothing else is held: each operation has its own connection."""
+        self._beside.shutdown(wait=False)
 
 
 class _SystemdProcess:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pwd
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ SCREEN_LINES = 20
 _MOST_LINES = 1000
 LEFTOVER_GRACE = 2.0
 """Seconds that what an agent left behind gets between SIGTERM and SIGKILL."""
-_IN_TIME = 0.5
+_LONG_AGO = 0.5
 
 
 class ActionError(Exception):
@@ -105,16 +105,18 @@ class Actions:
 
     def _collect(self, request: Collect) -> Collected:
         self._revive(request.server)
-        spare = self._spare()
         began = time.monotonic()
+        looking: Future[set[int]] | None = None
         # While tmux is asked: where there are hundreds of agents to look at it takes as long.
         with ThreadPoolExecutor(1) as beside:
-            looking = beside.submit(processes.outsiders, request.invocation, request.pid, spare)
+            with contextlib.suppress(RuntimeError):  # no thread can be started where an agent has filled the machine
+                looking = beside.submit(self._outsiders, request)
             exit_, screen = self._ending(request.pane, request.pid)
-        # In time no pid is another's by then.
-        outsiders = looking.result() if time.monotonic() - began < _IN_TIME else ()
+        # What was seen long ago may be another process by now.
+        seen = looking is not None and looking.exception() is None and time.monotonic() - began < _LONG_AGO
+        outsiders = looking.result() if looking is not None and seen else ()
         # Not before: what is left may write on the screen as it ends, and tmux may start more (hook pane-died).
-        cleared = processes.clear(request.invocation, request.pid, LEFTOVER_GRACE, spare, outsiders)
+        cleared = processes.clear(request.invocation, request.pid, LEFTOVER_GRACE, self._spare(), outsiders)
         return Collected(
             code=exit_.code,
             signal=exit_.signal,
@@ -158,6 +160,10 @@ class Actions:
         except TerminalError:
             # What it left behind has to be cleared even if its exit cannot be told.
             return Exit(lost=True), []
+
+    def _outsiders(self, request: Collect) -> set[int]:
+        spare = self._spare()
+        return processes.outsiders(request.invocation, request.pid, spare) if spare else set()
 
     def _spare(self) -> tuple[int, ...]:
         """Somebody may have started the tmux server from within a session."""

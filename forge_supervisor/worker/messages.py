@@ -50,8 +50,9 @@ Values = Annotated[dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], String], 
 
 
 class Message(BaseModel):
-    # Errors name no value: it might be a secret, and they go to logs. Nor is one kept by the cache for whole processes
-    # that JSON's strings come from, which is of no use to what is said once: invocations, tickets (2 MiB when full).
+    # Errors name no value: it might be a secret, and they go to logs. Nor is a value kept by the cache for whole
+    # processes that JSON's strings come from, which is of no use to what is said once: invocations, tickets. (Full, it
+    # takes 2 MiB.)
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, cache_strings="keys")
 
 

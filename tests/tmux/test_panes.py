@@ -119,6 +119,13 @@ def test_a_pipe_that_somebody_ended_is_there_again_after_a_restart(lab: Lab) -> 
     assert lab.tmux("display-message", "-p", "-t", first.id, "#{pane_pipe}") == "1\n"
 
 
+def test_a_pipe_that_a_hook_of_peoples_own_has_opened_stays(lab: Lab) -> None:
+    log = lab.directory / "log"
+    lab.tmux("set-hook", "-g", "after-new-session", f"pipe-pane 'exec cat >{log}'")
+    lab.sh("a", "echo hello; read x")
+    wait_until(lambda: log.exists() and "hello" in log.read_text())
+
+
 def test_a_pipe_of_peoples_own_outlives_a_restart(lab: Lab) -> None:
     log = lab.directory / "log"
     first = lab.sh("a", "read x; echo the first; exit 3")

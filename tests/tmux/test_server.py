@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import select
 import signal
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +24,6 @@ from forge_supervisor.tmux_conf import TMUX_CONF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tmux_lab import Lab
 
@@ -166,6 +168,35 @@ def test_a_server_is_asked_who_it_is_until_that_is_sure_and_not_again(empty_lab:
     empty_lab.terminal.socket.path.chmod(0o700)  # as tmux itself does, for example
     assert _asks(empty_lab, listening) == 2
     assert _asks(empty_lab, listening) == 0
+
+
+def test_a_link_to_a_socket_that_is_gone_leads_to_nobody(lab: Lab) -> None:
+    path = lab.terminal.socket.path
+    path.rename(lab.directory / "elsewhere")
+    path.symlink_to(lab.directory / "elsewhere")
+    server = lab.terminal.socket.server_pid()
+    assert server is not None
+    (lab.directory / "elsewhere").unlink()
+    assert lab.terminal.socket.server_pid() is None
+    lab.terminal.socket.restore(server)
+    assert lab.terminal.socket.server_pid() == server
+
+
+def test_one_that_cannot_be_asked_again_costs_no_descriptor(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = lab.terminal.socket
+    server = ours.server_pid()
+    asked = itertools.count(1)
+
+    def ask() -> int | None:
+        if next(asked) % 2 == 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return server
+
+    monkeypatch.setattr(ours, "_ask", ask)
+    monkeypatch.setattr(ours, "_listener", None)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [ours.server_pid() for _ in range(5)] == [server] * 5
+    assert (next(asked), len(list(Path("/proc/self/fd").iterdir()))) == (11, before)
 
 
 def test_who_listens_after_one_that_was_known_is_told(lab: Lab) -> None:

@@ -241,6 +241,9 @@ def test_moves_are_eased_by_one_to_where_we_are(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(cgroups, "_paths", lambda pid: {"": "/a/b"} if pid == os.getpid() else {})
     cgroups.ease_moves()  # there is no such group: no harm is done
     (tmp_path / "a/b").mkdir(parents=True)
+    cgroups.ease_moves()  # it need not be a cgroup file system at all
+    assert not (tmp_path / "a/b/cgroup.procs").exists()
+    (tmp_path / "a/b/cgroup.procs").touch()
     cgroups.ease_moves()
     assert (tmp_path / "a/b/cgroup.procs").read_text() == "0"  # as cgroups(7) calls whoever writes
     monkeypatch.setattr(cgroups, "_paths", lambda _: {})

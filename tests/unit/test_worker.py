@@ -7,8 +7,11 @@ import contextlib
 import json
 import os
 import pwd
+import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,9 +20,11 @@ from control_lab import no_complaints
 
 from forge_supervisor import units
 from forge_supervisor.config import Agent, HarnessSettings, Library
+from forge_supervisor.terminal import Terminal
 from forge_supervisor.units import DirectPlacement, Process, User
 from forge_supervisor.worker import client
 from forge_supervisor.worker.__main__ import serve
+from forge_supervisor.worker.actions import Actions
 from forge_supervisor.worker.client import Worker, WorkerError, WorkerLostError
 from forge_supervisor.worker.messages import (
     LINE_LIMIT,
@@ -40,7 +45,6 @@ from forge_supervisor.worker.messages import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from forge_supervisor.worker.actions import Actions
 
 ME = units.lookup(pwd.getpwuid(os.getuid()).pw_name)
 PRELUDE = """
@@ -307,6 +311,30 @@ def test_without_a_server_an_exit_is_lost_and_not_success(real_env: dict[str, st
     found, collected = asyncio.run(scenario())
     assert found.pid is None
     assert (collected.code, collected.signal) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "what", ["concurrent.futures.ThreadPoolExecutor.submit", "forge_supervisor.processes.outsiders"]
+)
+def test_what_was_left_behind_is_ended_though_nobody_could_look_meanwhile(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap: where an agent has filled the machine with processes no thread can be started."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    terminal = Terminal("forge", env={"PATH": "/usr/bin:/bin", "TMUX_TMPDIR": str(tmp_path)})
+    monkeypatch.setattr(terminal.socket, "server_pid", lambda: 2**22)
+    monkeypatch.setattr(what, fails)
+    with subprocess.Popen(["/bin/sleep", "300"], env={"INVOCATION_ID": "left"}, start_new_session=True) as left:
+        while not Path(f"/proc/{left.pid}/environ").read_bytes():
+            time.sleep(0.01)  # exec is no event, and for a moment after it has closed descriptors there is none
+        request = Collect(agent="scout", pane="%0", pid=2**22, invocation="left", server=None)
+        collected = Actions(terminal, Path("/")).do(request)
+        assert isinstance(collected, Collected)
+        assert collected.terminated == 1
+        assert left.wait(20) == -signal.SIGTERM
 
 
 def test_an_answer_that_is_too_long_is_an_error_of_that_question_alone() -> None:
